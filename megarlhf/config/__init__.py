@@ -1,0 +1,1 @@
+"""The dataclass tree (the only home of a default), YAML files, dotted overrides, cross-checks."""

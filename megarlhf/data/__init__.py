@@ -1,0 +1,1 @@
+"""Records, prompt and supervised streams, packing. Imports neither megatron, vllm nor ray."""

@@ -1,0 +1,92 @@
+"""The records that travel through a run, one class a stage.
+
+Legend used throughout the project: B sequences, L tokens of one sequence, T packed tokens of a
+micro-batch, V vocabulary, H hidden size. Token ids are host integers until a micro-batch is packed.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt of the data set, ready to be sampled from.
+
+    Attributes:
+        index: Position in the data set (stable between runs; seeds derive from it).
+        text: The prompt after its template, as the model sees it.
+        token_ids: ``text`` tokenized, special tokens included. Length P >= 1.
+        label: Whatever the data file holds under ``data.label_key``; None without that key.
+    """
+
+    index: int
+    text: str
+    token_ids: tuple[int, ...]
+    label: Any = None
+
+
+@dataclass
+class Sample:
+    """One response that an engine sampled.
+
+    Attributes:
+        prompt: What was answered.
+        response_ids: The very ids that were sampled, the stop token included. Length R >= 1.
+        rollout_logprobs: log p of each sampled id under the sampler's own distribution (after
+            temperature), nats, fp32. Length R.
+        policy_version: Version of the weights that sampled it.
+        finish_reason: ``"stop"`` (a stop token was sampled) or ``"length"`` (cut at the limit).
+        text: ``response_ids`` decoded without special tokens; for rewards and people, never trained on.
+        reward: Scalar score; None until scored.
+    """
+
+    prompt: Prompt
+    response_ids: list[int]
+    rollout_logprobs: list[float]
+    policy_version: int
+    finish_reason: str
+    text: str
+    reward: float | None = None
+
+
+@dataclass
+class Sequence:
+    """One sequence to run a model on: tokens and what a loss needs at each of them.
+
+    All per-token fields have the sequence's length L and are aligned with ``token_ids``: entry t
+    belongs to the *prediction of* ``token_ids[t]`` (so entry 0 is never used; ``loss_mask[0]`` = 0).
+
+    Attributes:
+        token_ids: ids, length L >= 2.
+        loss_mask: 1.0 where the prediction of this token is trained on, else 0.0. Length L.
+        fields: Further float values a token, by name (advantages, old_logprobs, ...). Length L each.
+    """
+
+    token_ids: list[int]
+    loss_mask: list[float]
+    fields: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class MicroBatch:
+    """Sequences packed end to end for one forward pass.
+
+    Attributes:
+        token_ids: int64 [T].
+        position_ids: int64 [T], restarting at 0 with each sequence.
+        targets: int64 [T]; ``targets[t] = token_ids[t+1]`` inside a sequence, 0 at its last token.
+        loss_mask: float32 [T]; 1 where the prediction made *at* t (of ``targets[t]``) is trained on.
+        fields: float32 [T] each, shifted like ``targets``.
+        lengths: Host integers, the packed sequences' lengths in order; they sum to T.
+        order: For each packed sequence, its index in the list that was packed.
+    """
+
+    token_ids: torch.Tensor
+    position_ids: torch.Tensor
+    targets: torch.Tensor
+    loss_mask: torch.Tensor
+    fields: dict[str, torch.Tensor]
+    lengths: tuple[int, ...]
+    order: tuple[int, ...]

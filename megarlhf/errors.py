@@ -1,0 +1,31 @@
+"""The one error type that is meant for the person at the keyboard."""
+
+
+class UserError(Exception):
+    """Something the user can put right: says what is wrong, where, and what to do.
+
+    Args:
+        what: What is wrong, one sentence without a full stop.
+        where: File (with line) or configuration key, if there is one.
+        fix: What to do about it, one sentence.
+
+    The command line prints it without a traceback and exits with status 2. It survives pickling
+    with its parts, so it arrives whole from a remote process.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.where = where
+        self.fix = fix
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}" if self.where else self.what
+        return f"{text}\n  -> {self.fix}" if self.fix else text
+
+    def __reduce__(self) -> tuple:
+        return (_rebuild, (self.what, self.where, self.fix))
+
+
+def _rebuild(what: str, where: str | None, fix: str | None) -> UserError:
+    return UserError(what, where=where, fix=fix)
