@@ -1,0 +1,33 @@
+"""What a loss is to the engine: sums over tokens. Only the engine divides, by the global count."""
+
+from typing import Protocol
+
+import torch
+
+from megarlhf.data.records import MicroBatch
+
+
+class TokenLoss(Protocol):
+    """A loss over the log-probabilities of a packed micro-batch.
+
+    Attributes:
+        metric_names: Keys of the metrics it returns, known before the first call.
+        temperature: The logits are divided by it before the softmax.
+        needs_entropy: Whether ``entropy`` is wanted.
+    """
+
+    metric_names: tuple[str, ...]
+    temperature: float
+    needs_entropy: bool
+
+    def __call__(
+        self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The loss summed over this micro-batch, and its metrics, summed likewise.
+
+        Args:
+            logprobs: fp32 [T], log-probability of ``batch.targets``.
+            entropy: fp32 [T] or None.
+            batch: The micro-batch.
+        """
+        ...

@@ -1,0 +1,263 @@
+"""One model on its ranks: loads, runs forward, takes optimizer steps."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.config.schema import ModelConfig, OptimizerConfig
+from megarlhf.data import packing
+from megarlhf.data.records import MicroBatch
+from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine import adam
+from megarlhf.engine.loss import TokenLoss
+from megarlhf.models.build import build_chunks, transformer_config
+from megarlhf.models.rotary import PackedLayout
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.loading import load_huggingface
+from megarlhf.parallel import device
+from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+class ModelEngine:
+    """A model laid out over ranks; every method is collective over them.
+
+    Args:
+        spec: The model; its weights are loaded from ``spec.path``.
+        config: dtype and recompute.
+        topology: The layout.
+        groups: Its process groups.
+        rank: This rank.
+        micro_batch_tokens: Most tokens a packed forward pass holds.
+        optimizer: Given for a model that is trained; without it there are no gradient buffers.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        config: ModelConfig,
+        topology: Topology,
+        groups: "ProcessGroupCollection",
+        rank: int,
+        *,
+        micro_batch_tokens: int,
+        optimizer: OptimizerConfig | None = None,
+    ) -> None:
+        self.spec, self.topology, self.groups, self.rank = spec, topology, groups, rank
+        self.device = device.prepare()
+        self.place = topology.coordinates(rank)
+        self.micro_batch_tokens = micro_batch_tokens
+        self.config = transformer_config(
+            spec, topology, dtype=config.dtype, recompute=config.recompute
+        )
+        self.chunks = build_chunks(spec, self.config, topology, groups, rank)
+        load_huggingface(spec, topology, rank, self.chunks)
+        self.wrapped: list[Any] = list(self.chunks)
+        self.optimizer: Any = None
+        if optimizer is not None:
+            self._make_trainable(optimizer)
+
+    def _make_trainable(self, settings: OptimizerConfig) -> None:
+        adam.give_to_megatron()
+        from megatron.core.distributed import (
+            DistributedDataParallel,
+            DistributedDataParallelConfig,
+            finalize_model_grads,
+        )
+        from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+        from megatron.core.optimizer import get_megatron_optimizer
+
+        ddp_config = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True, use_distributed_optimizer=True
+        )
+        self.wrapped = [
+            DistributedDataParallel(
+                self.config,
+                ddp_config,
+                chunk,
+                disable_bucketing=index > 0,
+                pg_collection=self.groups,
+            )
+            for index, chunk in enumerate(self.chunks)
+        ]
+        self.optimizer = get_megatron_optimizer(
+            MegatronOptimizerConfig(
+                optimizer="adam",
+                lr=settings.lr,
+                min_lr=0.0,
+                weight_decay=settings.weight_decay,
+                adam_beta1=settings.beta1,
+                adam_beta2=settings.beta2,
+                adam_eps=settings.eps,
+                clip_grad=settings.clip_grad,
+                bf16=self.config.bf16,
+                params_dtype=self.config.params_dtype,
+                use_distributed_optimizer=True,
+            ),
+            self.wrapped,
+            use_gloo_process_groups=False,
+            pg_collection=self.groups,
+        )
+
+        def finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
+            # The loss is divided already, by the global count: no second division here.
+            finalize_model_grads(model, None, **kwargs)
+
+        self.config.finalize_model_grads_func = finalize
+
+    # -- passes -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def logprobs(
+        self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0
+    ) -> dict[int, list[float]]:
+        """Log-probability of every token of every sequence, given those before it.
+
+        Args:
+            sequences: The whole global batch, the same on every rank.
+            temperature: The logits are divided by it.
+
+        Returns:
+            For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
+            on ranks that are not the first tensor rank of the last pipeline stage.
+        """
+        batches = self._micro_batches(sequences)
+
+        def collect(logits: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
+            return self._token_logprobs(logits, batch, temperature)[0]
+
+        for chunk in self.wrapped:
+            chunk.eval()
+        outputs = self._run(batches, collect, forward_only=True)
+        if not (self._is_last_stage and self.place.tp == 0):
+            return {}
+        found: dict[int, list[float]] = {}
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        for batch, values in zip(batches, outputs, strict=True):
+            found.update(packing.scatter(values.cpu(), batch, lengths))
+        return found
+
+    def train_step(
+        self,
+        sequences: Sequence[TokenSequence],
+        loss: TokenLoss,
+        *,
+        lr: float,
+    ) -> dict[str, float]:
+        """One optimizer step on a global batch.
+
+        Args:
+            sequences: The whole global batch, the same on every rank.
+            loss: Returns sums; they are divided here by the batch's total ``loss_mask``.
+            lr: Learning rate of this step.
+
+        Returns:
+            The loss's metrics (means over the global batch), ``loss`` and ``grad_norm``; the same on
+            every rank.
+        """
+        batches = self._micro_batches(sequences)
+        count = math.fsum(float(sum(sequence.loss_mask)) for sequence in sequences)
+        if count <= 0:
+            raise ValueError("no token of the batch is trained on: every loss_mask is zero")
+
+        def compute(
+            logits: torch.Tensor, batch: MicroBatch
+        ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+            logprobs, entropy = self._token_logprobs(
+                logits, batch, loss.temperature, with_entropy=loss.needs_entropy
+            )
+            total, metrics = loss(logprobs, entropy, batch)
+            total = total / count
+            metrics = {name: value.detach() / count for name, value in metrics.items()}
+            return total, torch.ones((), dtype=torch.int), {"loss": total.detach(), **metrics}
+
+        for chunk in self.wrapped:
+            chunk.train()
+            chunk.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        outputs = self._run(batches, compute, forward_only=False)
+        _, grad_norm, _ = self.optimizer.step()
+        metrics = self._sum_metrics(("loss", *loss.metric_names), outputs)
+        return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
+
+    @property
+    def _is_last_stage(self) -> bool:
+        return self.place.pp == self.topology.pp - 1
+
+    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
+        """This data-parallel rank's share, packed."""
+        multiple = self.topology.tp if self.topology.sequence_parallel else 1
+        shares = packing.partition(
+            [len(sequence.token_ids) for sequence in sequences],
+            dp_size=self.topology.dp,
+            max_tokens=self.micro_batch_tokens,
+            multiple_of=self.topology.pp if self.topology.vpp > 1 else 1,
+        )
+        return [
+            packing.collate(sequences, indices, pad_to_multiple=multiple)
+            for indices in shares[self.place.dp]
+        ]
+
+    def _token_logprobs(
+        self,
+        logits: torch.Tensor,
+        batch: MicroBatch,
+        temperature: float,
+        *,
+        with_entropy: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        return vocab_parallel_logprobs(
+            logits.view(-1, logits.shape[-1]),
+            batch.targets.to(self.device),
+            vocab_size=self.spec.vocab_size,
+            group=self.groups.tp,
+            temperature=temperature,
+            with_entropy=with_entropy,
+        )
+
+    def _run(self, batches: list[MicroBatch], consume: Any, *, forward_only: bool) -> list[Any]:
+        """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
+            batch = next(iterator)
+            positions = batch.position_ids.to(self.device)
+            layout = PackedLayout(batch.lengths, positions, max(batch.lengths))
+            logits = model(
+                input_ids=batch.token_ids.to(self.device)[None],
+                position_ids=positions[None],
+                attention_mask=None,
+                packed_seq_params=layout,
+            )
+            return logits, lambda output, **kwargs: consume(output, batch, **kwargs)
+
+        iterators = [iter(batches) for _ in self.wrapped]
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
+            num_microbatches=len(batches),
+            seq_length=self.micro_batch_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+
+    def _sum_metrics(
+        self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
+    ) -> dict[str, float]:
+        total = torch.zeros(len(names), dtype=torch.float64)
+        if self._is_last_stage and self.place.tp == 0:
+            for output in outputs:
+                total += torch.stack([output[name].double().cpu() for name in names])
+        total = total.to(self.device)
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))

@@ -1,0 +1,1 @@
+"""Build a Megatron-Core model from a Hugging Face configuration, and move its weights."""

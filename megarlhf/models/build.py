@@ -1,0 +1,121 @@
+"""A Megatron-Core GPTModel for a model spec and a topology, on this rank."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+from megarlhf.models.normalization import RMSNorm
+from megarlhf.models.rotary import PackedRotaryEmbedding, inverse_frequencies
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel import device
+from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer import TransformerConfig
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+# Settings of the model's construction that are no fields of Megatron's TransformerConfig.
+_BUILD_SETTINGS = ("vocab_size", "max_sequence_length", "tied_embeddings", "activation_func")
+_ACTIVATIONS = {"silu": F.silu}
+_RECOMPUTE = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective"},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+}
+
+
+def transformer_config(
+    spec: ModelSpec, topology: Topology, *, dtype: str, recompute: str = "none"
+) -> "TransformerConfig":
+    """Megatron's configuration for a model under a layout."""
+    device.prepare()
+    from megatron.core.transformer import TransformerConfig
+
+    settings = {k: v for k, v in spec.settings.items() if k not in _BUILD_SETTINGS}
+    return TransformerConfig(
+        **settings,
+        activation_func=_ACTIVATIONS[str(spec.settings["activation_func"])],
+        tensor_model_parallel_size=topology.tp,
+        pipeline_model_parallel_size=topology.pp,
+        virtual_pipeline_model_parallel_size=topology.vpp if topology.vpp > 1 else None,
+        context_parallel_size=topology.cp,
+        expert_model_parallel_size=topology.ep,
+        sequence_parallel=topology.sequence_parallel,
+        params_dtype=DTYPES[dtype],
+        pipeline_dtype=DTYPES[dtype],
+        bf16=dtype == "bfloat16",
+        variable_seq_lengths=topology.pp > 1,  # packs differ in length
+        moe_token_dispatcher_type="alltoall",  # variable lengths want it even without experts
+        batch_p2p_comm=torch.cuda.is_available(),  # over gloo it is silently wrong
+        overlap_p2p_comm=topology.vpp > 1,
+        attention_dropout=0.0,
+        hidden_dropout=0.0,
+        bias_dropout_fusion=False,
+        calculate_per_token_loss=True,  # the engine divides, once, by the global count
+        use_cpu_initialization=False,
+        perform_initialization=False,  # weights are always loaded
+        gradient_accumulation_fusion=False,
+        **_RECOMPUTE[recompute],
+    )
+
+
+def build_chunks(
+    spec: ModelSpec,
+    config: "TransformerConfig",
+    topology: Topology,
+    groups: "ProcessGroupCollection",
+    rank: int,
+) -> "list[GPTModel]":
+    """This rank's model chunks (one, or ``vpp`` of them), parameters allocated but not set."""
+    from megatron.core.models.gpt import GPTModel
+
+    from megarlhf.models.layers import block_spec
+
+    place = topology.coordinates(rank)
+    where = device.prepare()
+    frequencies = inverse_frequencies(spec.hf_config, config.kv_channels)
+    chunks = []
+    for index in range(topology.vpp):
+        stage = index if topology.vpp > 1 else None
+        model = GPTModel(
+            config,
+            block_spec(config.num_layers // (topology.pp * topology.vpp)),
+            vocab_size=-(-spec.vocab_size // topology.tp) * topology.tp,
+            max_sequence_length=int(spec.settings["max_sequence_length"]),
+            pre_process=place.pp == 0 and index == 0,
+            post_process=place.pp == topology.pp - 1 and index == topology.vpp - 1,
+            share_embeddings_and_output_weights=spec.tied,
+            position_embedding_type="rope",
+            pg_collection=groups,
+            vp_stage=stage,
+        )
+        model.rotary_pos_emb = PackedRotaryEmbedding(frequencies)
+        chunks.append(model.to(where))
+    _mark_tensor_parallel(spec, topology, rank, chunks)
+    return chunks
+
+
+def _mark_tensor_parallel(
+    spec: ModelSpec, topology: Topology, rank: int, chunks: "list[GPTModel]"
+) -> None:
+    """Tell Megatron which parameters are cut.
+
+    It does so itself only when it initializes weights. A parameter without the mark counts as
+    replicated: its gradient on the other tensor-parallel ranks would be left out of the norm.
+    """
+    from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+
+    live = [dict(chunk.named_parameters()) for chunk in chunks]
+    for parameter in parameters_of(spec, topology, rank):
+        if parameter.partition_dim is not None:
+            tensor = live[parameter.chunk][parameter.name]
+            set_tensor_model_parallel_attributes(tensor, True, parameter.partition_dim, 1)

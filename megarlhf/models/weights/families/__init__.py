@@ -1,0 +1,26 @@
+"""One file a model family, holding only data. `of` finds the family of a Hugging Face config."""
+
+from megarlhf.errors import UserError
+from megarlhf.models.weights.families import llama
+from megarlhf.models.weights.family import Family
+
+FAMILIES: tuple[Family, ...] = (llama.LLAMA,)
+
+
+def of(hf_config: dict, where: str) -> Family:
+    """The family that a parsed ``config.json`` belongs to.
+
+    Raises:
+        UserError: The architecture is not supported; the supported ones are listed.
+    """
+    names = hf_config.get("architectures") or ["(none named)"]
+    for family in FAMILIES:
+        if names[0] in family.architectures:
+            family.check(hf_config, where)
+            return family
+    known = sorted(name for family in FAMILIES for name in family.architectures)
+    raise UserError(
+        f"architecture {names[0]} is not supported",
+        where=where,
+        fix=f"use one of {', '.join(known)}, or add a family as docs/contributing.md shows",
+    )

@@ -1,0 +1,120 @@
+"""What a model family declares: its configuration's translation and its tensors' places."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from megarlhf.errors import UserError
+from megarlhf.models.weights.operations import Operation, Shape
+
+Dims = Mapping[str, int]  # the letters used in tensor shapes, resolved for one model
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A Hugging Face tensor: its name (with ``{layer}``) and shape in the family's dimension names."""
+
+    name: str
+    shape: str
+
+    def resolve(self, dims: Dims) -> Shape:
+        """The shape in numbers."""
+        return tuple(dims[letter] for letter in self.shape.split())
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One Megatron parameter and the Hugging Face tensors it is made of.
+
+    Attributes:
+        parameter: Megatron's name with the global layer number as ``{layer}``.
+        operation: How the tensors make it up; a function of the dimensions where it needs them.
+        tensors: The sources, in the operation's order.
+        only_if: The entry exists where this key of the Hugging Face configuration has this value.
+    """
+
+    parameter: str
+    operation: Callable[[Dims], Operation]
+    tensors: tuple[Tensor, ...]
+    only_if: tuple[str, object] | None = None
+
+    @property
+    def per_layer(self) -> bool:
+        """Whether there is one for every transformer layer."""
+        return "{layer}" in self.parameter
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where one Megatron setting comes from: a key of ``config.json``, with a default if absent.
+
+    A default that is a string names another setting's key whose value is taken instead.
+    """
+
+    key: str
+    default: object = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family as data.
+
+    Attributes:
+        architectures: Values of ``architectures[0]`` that belong to it.
+        settings: Megatron setting by name (of `TransformerConfig` or, for those in `build`, GPTModel).
+        constants: Megatron settings that are the same for every model of the family.
+        dims: Dimension name to the product of Megatron settings it is.
+        entries: Every parameter.
+        refuse: ``config.json`` key to the values that are supported; others are refused.
+    """
+
+    architectures: tuple[str, ...]
+    settings: Mapping[str, Setting]
+    constants: Mapping[str, object]
+    dims: Mapping[str, tuple[str, ...]]
+    entries: tuple[Entry, ...]
+    refuse: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+
+    def check(self, hf_config: dict, where: str) -> None:
+        """Refuse a configuration that the family does not compute as Hugging Face does.
+
+        Raises:
+            UserError: Names the key, its value and what is supported.
+        """
+        for key, supported in self.refuse.items():
+            value = hf_config.get(key, supported[0])
+            if value not in supported:
+                raise UserError(
+                    f"{key}={value!r} is not supported for {self.architectures[0]}",
+                    where=where,
+                    fix=f"supported: {', '.join(map(repr, supported))}",
+                )
+
+    def translate(self, hf_config: dict, where: str) -> dict[str, object]:
+        """Megatron's settings for a parsed ``config.json``.
+
+        Raises:
+            UserError: A needed key is absent.
+        """
+        values: dict[str, object] = dict(self.constants)
+        for name, setting in self.settings.items():
+            value = hf_config.get(setting.key)
+            if value is None and isinstance(setting.default, str):
+                value = hf_config.get(setting.default)
+            elif value is None:
+                value = setting.default
+            if value is None and setting.key not in ("head_dim",):
+                raise UserError(f"the key {setting.key} is missing", where=where)
+            values[name] = value
+        if values.get("kv_channels") is None:
+            values["kv_channels"] = values["hidden_size"] // values["num_attention_heads"]
+        return values
+
+    def resolve_dims(self, settings: Mapping[str, object]) -> dict[str, int]:
+        """Every dimension name's size."""
+        sizes = {}
+        for name, factors in self.dims.items():
+            size = 1
+            for factor in factors:
+                size *= int(settings[factor])
+            sizes[name] = size
+        return sizes

@@ -1,0 +1,1 @@
+"""Topology and process groups, the CPU device, and operations that run over several ranks."""

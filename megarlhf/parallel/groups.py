@@ -1,0 +1,57 @@
+"""Process groups of a topology, made once a process."""
+
+import datetime
+import os
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.parallel import device
+from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+def join_world(rank: int, world: int, address: str, port: int, timeout_s: float = 1800.0) -> None:
+    """Join the trainer's default process group.
+
+    Args:
+        rank: This process's rank.
+        world: Number of ranks.
+        address: Host of rank 0.
+        port: Port of rank 0's store.
+        timeout_s: The longest a collective may wait, seconds.
+    """
+    where = device.prepare()
+    if where.type == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    dist.init_process_group(
+        device.backend(),
+        init_method=f"tcp://{address}:{port}",
+        rank=rank,
+        world_size=world,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
+
+
+def make_groups(topology: Topology, seed: int) -> "ProcessGroupCollection":
+    """Create Megatron's process groups for a topology and seed its random number generators.
+
+    Call on every rank of the default process group.
+    """
+    device.prepare()
+    from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=topology.tp,
+        pipeline_model_parallel_size=topology.pp,
+        virtual_pipeline_model_parallel_size=topology.vpp if topology.vpp > 1 else None,
+        context_parallel_size=topology.cp,
+        expert_model_parallel_size=topology.ep,
+        create_gloo_process_groups=False,
+    )
+    tensor_parallel.model_parallel_cuda_manual_seed(seed)
+    return ProcessGroupCollection.use_mpu_process_groups()

@@ -1,0 +1,260 @@
+import json
+
+import pytest
+
+from megarlhf.config.checks import RANGES, check_rl, check_sft
+from megarlhf.config.loader import load, settings
+from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.errors import UserError
+
+DENSE = {
+    "num_attention_heads": 12,
+    "num_key_value_heads": 4,
+    "intermediate_size": 64,
+    "num_hidden_layers": 8,
+    "max_position_embeddings": 4096,
+}
+EXPERTS = DENSE | {"num_local_experts": 4}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Checks a run that is right but for the given overrides; parts of the model's config."""
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "model-00001-of-00001.safetensors").touch()
+    for name in ("prompts.jsonl", "reward.py"):
+        (tmp_path / name).touch()
+
+    def run(*overrides, cls=RLConfig, world_size=8, hf=DENSE):
+        (model / "config.json").write_text(json.dumps(hf))
+        data = "prompts" if cls is RLConfig else "train"
+        required = [
+            f"model.path={model}",
+            f"output.dir={tmp_path}",
+            f"data.{data}=json@{tmp_path / 'prompts.jsonl'}",
+        ]
+        if cls is SFTConfig:
+            check_sft(load(cls, None, required + list(overrides)), world_size)
+            return
+        required += [f"reward.function={tmp_path / 'reward.py'}", "cluster.actor_ranks=8"]
+        check_rl(load(cls, None, required + list(overrides)))
+
+    return run
+
+
+def refuse(run, *overrides, where, parts, **kwargs):
+    with pytest.raises(UserError) as caught:
+        run(*overrides, **kwargs)
+    error = caught.value
+    assert error.where == where, str(error)
+    assert error.fix
+    assert all(part in str(error) for part in parts), str(error)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["model.parallel.tensor=4", "model.parallel.sequence=true"],
+        ["model.parallel.pipeline=2", "model.parallel.virtual_pipeline=4"],
+        ["model.parallel.tensor=2", "model.parallel.pipeline=2", "model.parallel.context=2"],
+        ["rollout.tensor_parallel=6"],
+        ["data.prompts=some/dataset"],
+        ["data.input_template=Q: {} A:"],
+        ["rollout.top_k=20", "rollout.top_p=0.9"],
+        ["algorithm.name=ppo", "rollout.samples_per_prompt=1"],
+        ["algorithm.updates_per_rollout=4"],
+        ["optimizer.lr=0"],
+    ],
+)
+def test_right_runs(run, overrides):
+    run(*overrides)
+
+
+def test_right_sft(run):
+    run(cls=SFTConfig)
+    run("model.parallel.tensor=2", cls=SFTConfig, world_size=2)
+
+
+def test_required():
+    with pytest.raises(UserError, match=r"model\.path and data\.prompts.*output\.dir") as caught:
+        check_rl(RLConfig())
+    assert "model.path=..." in caught.value.fix
+    with pytest.raises(UserError, match=r"data\.train"):
+        check_sft(SFTConfig(), 1)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "wording"),
+    [
+        ("model.parallel.tensor", 0, "at least 1"),
+        ("model.parallel.pipeline", -1, "at least 1"),
+        ("optimizer.lr", -1e-6, "at least 0"),
+        ("optimizer.beta2", 1, "at least 0 and less than 1"),
+        ("optimizer.min_lr_ratio", 1.5, "between 0 and 1"),
+        ("rollout.prompts_per_step", 0, "at least 1"),
+        ("rollout.samples_per_prompt", 0, "at least 1"),
+        ("rollout.max_new_tokens", 0, "at least 1"),
+        ("rollout.temperature", 0, "greater than 0"),
+        ("rollout.top_p", 0, "greater than 0 and at most 1"),
+        ("rollout.top_p", 1.1, "greater than 0 and at most 1"),
+        ("rollout.top_k", 0, "at least 1, or -1 to keep all tokens"),
+        ("algorithm.max_logprob_gap", 0, "greater than 0"),
+        ("train.steps", 0, "at least 1"),
+        ("train.micro_batch_tokens", 0, "at least 1"),
+        ("train.save_every", -1, "at least 0"),
+        ("cluster.actor_ranks", 0, "at least 1"),
+    ],
+)
+def test_ranges(run, key, value, wording):
+    refuse(run, f"{key}={value}", where=key, parts=[f"must be {wording}, got {value}", "default"])
+
+
+@pytest.mark.parametrize("cls", [RLConfig, SFTConfig])
+def test_every_number_has_a_range_that_its_default_keeps(cls):
+    ranges = {key: holds for _, holds, keys in RANGES for key in keys}
+    for key, _, value in settings(cls()):
+        if type(value) in (int, float):
+            assert ranges[key](value), key
+
+
+def test_every_range_is_of_a_setting():
+    known = {setting.key for cls in (RLConfig, SFTConfig) for setting in settings(cls())}
+    keys = [key for _, _, keys in RANGES for key in keys]
+    assert set(keys) <= known
+    assert len(set(keys)) == len(keys)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "where", "parts"),
+    [
+        (
+            ["data.input_template={}", "data.apply_chat_template=true"],
+            "data.input_template",
+            ["apply_chat_template"],
+        ),
+        (["data.input_template=Q:"], "data.input_template", ["{} exactly once", "'Q:'"]),
+        (["data.input_template={} {}"], "data.input_template", ["{} exactly once"]),
+        (["data.prompts=json@/no/file"], "data.prompts", ["/no/file"]),
+        (["data.eval_prompts=json@/no/file"], "data.eval_prompts", ["/no/file"]),
+        (["reward.function=/no/reward.py"], "reward.function", ["/no/reward.py", "reward_func"]),
+        (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt", ["at least 2", "grpo"]),
+        (
+            [
+                "rollout.prompts_per_step=5",
+                "rollout.samples_per_prompt=4",
+                "algorithm.updates_per_rollout=3",
+            ],
+            "algorithm.updates_per_rollout",
+            ["20 samples", "got 3", "use 2 or 4"],
+        ),
+    ],
+)
+def test_data_reward_and_rollout(run, overrides, where, parts):
+    refuse(run, *overrides, where=where, parts=parts)
+
+
+def test_sft_data(run):
+    sft = {"cls": SFTConfig}
+    refuse(run, "data.train=json@no", where="data.train", parts=["no such file"], **sft)
+    template = "data.input_template"
+    refuse(run, f"{template}=x", where=template, parts=["exactly once"], **sft)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (lambda model: (model / "config.json").unlink(), ["no config.json"]),
+        (lambda model: (model / "config.json").write_text("{"), ["not valid JSON", "line 1"]),
+        (lambda model: (model / "config.json").write_text("[]"), ["not a JSON object"]),
+        (lambda model: next(model.glob("*.safetensors")).unlink(), ["no *.safetensors"]),
+        (
+            lambda model: model.rename(model.with_name("moved")),
+            ["no such directory", "hf download"],
+        ),
+    ],
+)
+def test_model_directory(tmp_path, spoil, parts):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").touch()
+    config = load(SFTConfig, None, [f"model.path={model}", "data.train=some/data", "output.dir=o"])
+    check_sft(config, 1)
+    spoil(model)
+    with pytest.raises(UserError) as caught:
+        check_sft(config, 1)
+    assert caught.value.where == "model.path"
+    assert all(part in str(caught.value) for part in parts), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("hf", "layout", "where", "parts"),
+    [
+        (DENSE, ["tensor=8"], "tensor", ["num_attention_heads (12)", "got 8", "use 1, 2 or 4"]),
+        (DENSE, ["tensor=3"], "tensor", ["num_key_value_heads (4)", "use 1, 2 or 4"]),
+        (DENSE | {"intermediate_size": 6}, ["tensor=4"], "tensor", ["intermediate_size (6)"]),
+        (
+            {"num_attention_heads": 6},
+            ["tensor=4"],
+            "tensor",
+            ["num_attention_heads (6)", "use 1, 2, 3 or 6"],
+        ),
+        (DENSE, ["sequence=true"], "sequence", ["tensor > 1"]),
+        (DENSE, ["virtual_pipeline=2"], "virtual_pipeline", ["pipeline > 1"]),
+        (DENSE, ["pipeline=3"], "pipeline", ["num_hidden_layers (8)", "use 1, 2, 4 or 8"]),
+        (
+            DENSE,
+            ["pipeline=2", "virtual_pipeline=3"],
+            "virtual_pipeline",
+            ["4 layers of a pipeline stage", "use 1, 2 or 4"],
+        ),
+        (DENSE, ["expert=2"], "expert", ["no experts", "model.parallel.expert=1"]),
+        (EXPERTS, ["expert=3"], "expert", ["4 experts", "use 1, 2 or 4"]),
+        (EXPERTS, ["tensor=2", "expert=2"], "sequence", ["mixture of experts", "sequence=true"]),
+        (
+            EXPERTS,
+            ["expert=4", "tensor=4", "sequence=true"],
+            "expert",
+            ["context * data parallelism (2 with 8 ranks)", "use 2"],
+        ),
+    ],
+)
+def test_layout(run, hf, layout, where, parts):
+    overrides = [f"model.parallel.{setting}" for setting in layout]
+    where = f"model.parallel.{where}"
+    refuse(run, *overrides, hf=hf, where=where, parts=parts)
+    refuse(run, *overrides, hf=hf, where=where, parts=parts, cls=SFTConfig, world_size=8)
+
+
+@pytest.mark.parametrize("name", ["num_local_experts", "num_experts", "n_routed_experts"])
+def test_experts_under_every_name(run, name):
+    run("model.parallel.expert=4", hf=DENSE | {name: 8})
+
+
+def test_world_size(run):
+    layout = ["model.parallel.tensor=2", "model.parallel.context=2"]
+    parts = ["multiple of 4", "got 6", "use 4 or 8"]
+    refuse(run, *layout, "cluster.actor_ranks=6", where="cluster.actor_ranks", parts=parts)
+    where = "torchrun's number of processes"
+    refuse(run, *layout, where=where, parts=parts, cls=SFTConfig, world_size=6)
+    parts = ["multiple of 4", "got 3", "use 4,"]
+    refuse(run, *layout, where=where, parts=parts, cls=SFTConfig, world_size=3)
+
+
+def test_engine_tensor_parallel(run):
+    key = "rollout.tensor_parallel"
+    refuse(run, f"{key}=8", where=key, parts=["num_attention_heads (12)", "1, 2, 3, 4, 6 or 12"])
+
+
+def test_sequence_length(run):
+    run("data.max_prompt_tokens=4000", "rollout.max_new_tokens=96")
+    where = "data.max_prompt_tokens + rollout.max_new_tokens"
+    overrides = ["data.max_prompt_tokens=4000", "rollout.max_new_tokens=97"]
+    refuse(run, *overrides, where=where, parts=["4097", "max_position_embeddings (4096)"])
+    refuse(run, "data.max_tokens=5000", where="data.max_tokens", parts=["5000"], cls=SFTConfig)
+
+
+def test_model_config_without_sizes_is_left_to_the_model_code(run):
+    run("model.parallel.tensor=8", hf={})
