@@ -154,7 +154,8 @@ class ModelEngine:
 
         Args:
             sequences: The whole global batch, the same on every rank.
-            loss: Returns sums; they are divided here by the batch's total ``loss_mask``.
+            loss: Returns sums. The loss is divided here by the whole batch's total ``loss_weight``
+                (a field of the sequences; without it, ``loss_mask``), metrics by its ``loss_mask``.
             lr: Learning rate of this step.
 
         Returns:
@@ -162,9 +163,7 @@ class ModelEngine:
             every rank.
         """
         batches = self._micro_batches(sequences)
-        count = math.fsum(float(sum(sequence.loss_mask)) for sequence in sequences)
-        if count <= 0:
-            raise ValueError("no token of the batch is trained on: every loss_mask is zero")
+        tokens, weight = _denominators(sequences)
 
         def compute(
             logits: torch.Tensor, batch: MicroBatch
@@ -173,8 +172,8 @@ class ModelEngine:
                 logits, batch, loss.temperature, with_entropy=loss.needs_entropy
             )
             total, metrics = loss(logprobs, entropy, batch)
-            total = total / count
-            metrics = {name: value.detach() / count for name, value in metrics.items()}
+            total = total / weight
+            metrics = {name: value.detach() / tokens for name, value in metrics.items()}
             return total, torch.ones((), dtype=torch.int), {"loss": total.detach(), **metrics}
 
         for chunk in self.wrapped:
@@ -261,3 +260,20 @@ class ModelEngine:
         total = total.to(self.device)
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
+
+
+def _denominators(sequences: Sequence[TokenSequence]) -> tuple[float, float]:
+    """Trained tokens and total weight of a global batch."""
+    tokens = math.fsum(math.fsum(sequence.loss_mask) for sequence in sequences)
+    if tokens <= 0:
+        raise ValueError("no token of the batch is trained on: every loss_mask is zero")
+    weight = math.fsum(
+        weight * mask
+        for sequence in sequences
+        for weight, mask in zip(
+            sequence.fields.get("loss_weight", [1.0] * len(sequence.loss_mask)),
+            sequence.loss_mask,
+            strict=True,
+        )
+    )
+    return tokens, weight

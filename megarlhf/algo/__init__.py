@@ -1,0 +1,1 @@
+"""Advantages, KL, losses: pure tensor functions, and one registry row an algorithm."""

@@ -1,0 +1,1 @@
+"""vLLM engines, sampling, rewards."""

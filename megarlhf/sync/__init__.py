@@ -1,0 +1,1 @@
+"""The stream of weights from the trainer's ranks into vLLM engines."""

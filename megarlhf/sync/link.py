@@ -1,0 +1,98 @@
+"""What both ends of a stream must agree on, and the process group between them."""
+
+import datetime
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.parallel.topology import Topology
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """Everything an engine needs to receive from a trainer; plain JSON on the way.
+
+    Attributes:
+        model_path: Hugging Face directory of the trained model (for its shapes).
+        topology: The trainer's layout, as a dictionary of `Topology`.
+        host: Where trainer rank 0's store listens.
+        port: Its port.
+        name: Unique name of this link (engine and generation).
+        engine_ranks: Workers of the engine; they follow the trainer's ranks in the group.
+        bucket_elements: See `plan_stream`.
+        dtype: torch dtype name of the elements on the wire.
+        timeout_s: The longest a single send or receive may wait, seconds.
+    """
+
+    model_path: str
+    topology: dict[str, Any]
+    host: str
+    port: int
+    name: str
+    engine_ranks: int
+    bucket_elements: int
+    dtype: str
+    timeout_s: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """For vLLM's ``init_info``."""
+        return asdict(self)
+
+    @property
+    def trainer(self) -> Topology:
+        """The trainer's layout."""
+        return Topology(**self.topology)
+
+    @property
+    def wire_dtype(self) -> torch.dtype:
+        """dtype of the elements on the wire."""
+        return getattr(torch, self.dtype)
+
+
+class Link:
+    """Point-to-point messages between trainer ranks and one engine's workers.
+
+    A process group of its own, outside torch.distributed's world: neither vLLM's nor Megatron's
+    groups know of it, and losing an engine loses only this link.
+
+    Args:
+        info: What both ends agreed on.
+        rank: Rank in the link: the trainer's ranks first, then the engine's workers.
+        device: Where messages live: CPU over gloo, CUDA over NCCL.
+        store: The store, where this end already has one (trainer rank 0 serves it).
+    """
+
+    def __init__(
+        self, info: StreamInfo, rank: int, device: torch.device, store: dist.Store | None = None
+    ) -> None:
+        timeout = datetime.timedelta(seconds=info.timeout_s)
+        if store is None:
+            store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
+        scoped = dist.PrefixStore(info.name, store)
+        size = info.trainer.world + info.engine_ranks
+        if device.type == "cuda":
+            self._group: Any = dist.ProcessGroupNCCL(scoped, rank, size, timeout)
+        else:
+            self._group = dist.ProcessGroupGloo(scoped, rank, size, timeout)
+        self._store = store
+
+    def send(self, message: torch.Tensor, to: int) -> Any:
+        """Start sending a contiguous tensor; wait on the result before changing it."""
+        return self._group.send([message], to, 0)
+
+    def receive(self, message: torch.Tensor, source: int) -> Any:
+        """Start receiving into a contiguous tensor; wait on the result before reading it."""
+        return self._group.recv([message], source, 0)
+
+
+def serve_store(host: str, timeout_s: float) -> dist.TCPStore:
+    """Start the store that links meet at, on a free port of ``host``."""
+    return dist.TCPStore(
+        host,
+        0,
+        is_master=True,
+        wait_for_workers=False,
+        timeout=datetime.timedelta(seconds=timeout_s),
+    )
