@@ -87,6 +87,9 @@ class VllmEngine:
         )
         self._llm.update_weight_version("0")
 
+    def ready(self) -> None:
+        """Answers once the engine is built."""
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample]]:

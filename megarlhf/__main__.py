@@ -1,0 +1,7 @@
+"""``python -m megarlhf`` is the command ``megarlhf``."""
+
+import sys
+
+from megarlhf.cli import main
+
+sys.exit(main())

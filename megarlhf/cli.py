@@ -1,0 +1,115 @@
+"""The command line: ``megarlhf COMMAND --config FILE key=value ...``."""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megarlhf import __version__
+from megarlhf.config import loader, schema
+from megarlhf.errors import UserError
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command with a configuration.
+
+    Attributes:
+        config: The dataclass that holds its settings.
+        runner: ``module:function`` that takes the configuration and returns a summary.
+        help: One line.
+    """
+
+    config: type
+    runner: str
+    help: str
+
+
+COMMANDS = {
+    "rl": Command(
+        schema.RLConfig, "megarlhf.trainer.rl:train", "reinforcement learning; Ray drives it"
+    ),
+    "sft": Command(
+        schema.SFTConfig,
+        "megarlhf.trainer.offline:train",
+        "supervised fine-tuning; run it under torchrun (launch/torchrun.sh)",
+    ),
+}
+
+USER_ERROR, INTERRUPTED = 2, 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (2: the input is wrong, 130: stopped by a signal)."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except UserError as error:
+        _complain(error)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        cause = _user_error_behind(error)
+        if cause is None:
+            raise
+        _complain(cause)
+        return USER_ERROR
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="megarlhf", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"megarlhf {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(name, help=command.help, description=command.help)
+        sub.add_argument("--config", metavar="FILE", help="YAML file with settings")
+        sub.add_argument(
+            "--help-config", action="store_true", help="list every setting with its default"
+        )
+        sub.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="settings, e.g. optimizer.lr=1e-6"
+        )
+        sub.set_defaults(run=_run_configured, command=command)
+    demo = commands.add_parser("demo", help="make a small model and improve it with RL, end to end")
+    demo.add_argument("--dir", default="runs/demo", help="where to (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=1)
+    demo.set_defaults(run=_run_demo)
+    return parser
+
+
+def _run_configured(arguments: argparse.Namespace) -> int:
+    command: Command = arguments.command
+    if arguments.help_config:
+        for key, kind, default in loader.describe(command.config):
+            print(f"{key:40} {kind:28} {default}")
+        return 0
+    config = loader.load(command.config, arguments.config, arguments.overrides)
+    module, function = command.runner.split(":")
+    summary: dict[str, Any] = getattr(importlib.import_module(module), function)(config)
+    return INTERRUPTED if summary.get("interrupted") else 0
+
+
+def _run_demo(arguments: argparse.Namespace) -> int:
+    from megarlhf.demo.run import run_demo
+
+    return run_demo(arguments.dir, arguments.seed)
+
+
+def _complain(error: UserError) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:  # under torchrun all ranks find the same
+        print(f"megarlhf: error: {error}", file=sys.stderr)
+
+
+def _user_error_behind(error: BaseException) -> UserError | None:
+    """The `UserError` that a remote process raised, unwrapped from Ray's own error."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None

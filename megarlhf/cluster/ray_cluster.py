@@ -1,0 +1,42 @@
+"""Start Ray here or join a running cluster; end only what was started here."""
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+@contextmanager
+def ray_cluster(cpus: int) -> Iterator[None]:
+    """Ray for the length of a run.
+
+    With ``RAY_ADDRESS`` set (``ray job submit`` sets it) that cluster is joined; otherwise a local
+    one is started on loopback and shut down at the end.
+
+    Args:
+        cpus: CPUs that the local cluster offers: what the run's actors ask for. More than there are
+            cores is fine, they then share them.
+    """
+    logging.getLogger("ray").setLevel(logging.WARNING)
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=True, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=max(cpus, os.cpu_count() or 1),
+            include_dashboard=False,
+            log_to_driver=True,
+            logging_level=logging.WARNING,
+            _node_ip_address="127.0.0.1",
+        )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def have_gpus() -> bool:
+    """Whether the cluster has GPUs; actors then ask for one each."""
+    return ray.cluster_resources().get("GPU", 0) > 0

@@ -1,0 +1,61 @@
+"""The ranks of one model as Ray actors, called together."""
+
+from typing import Any
+
+import ray
+
+from megarlhf.cluster.ray_cluster import have_gpus
+from megarlhf.config.schema import RLConfig
+
+
+class WorkerGroup:
+    """Every rank of a model.
+
+    Args:
+        worker: The class each rank runs, ``worker(config, rank, world, threads)``.
+        config: The run's configuration.
+    """
+
+    def __init__(self, worker: type, config: RLConfig) -> None:
+        cluster = config.cluster
+        world = cluster.actor_ranks
+        resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
+        environment = {} if have_gpus() else {"OMP_NUM_THREADS": str(cluster.threads_per_rank)}
+        remote = ray.remote(worker).options(**resources, runtime_env={"env_vars": environment})
+        self._timeout = cluster.start_timeout_s
+        self.members = [
+            remote.remote(config, rank, world, cluster.threads_per_rank) for rank in range(world)
+        ]
+
+    def start(self) -> None:
+        """Let the ranks find each other and build their models."""
+        host, port = ray.get(self.members[0].address.remote(), timeout=self._timeout)
+        ray.get(self.call("start", host, port), timeout=self._timeout)
+
+    def call(self, method: str, *args: Any) -> list[ray.ObjectRef]:
+        """Start a method on every rank; arguments are put into the object store once."""
+        shared = [ray.put(arg) for arg in args]
+        return [getattr(member, method).remote(*shared) for member in self.members]
+
+    def run(self, method: str, *args: Any) -> list[Any]:
+        """Call a method on every rank and wait for all answers.
+
+        The first rank that fails ends the wait: the others may be waiting for it.
+        """
+        return wait_for_all(self.call(method, *args))
+
+    def merged(self, method: str, *args: Any) -> dict[int, Any]:
+        """Call a method whose answers are dictionaries of disjoint shares, and join them."""
+        joined: dict[int, Any] = {}
+        for answer in self.run(method, *args):
+            joined.update(answer)
+        return joined
+
+
+def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
+    """Every result, in order; raises as soon as any of them failed."""
+    left = list(references)
+    while left:
+        done, left = ray.wait(left, num_returns=1)
+        ray.get(done)
+    return ray.get(references)

@@ -1,0 +1,1 @@
+"""A small model, a task with a checkable answer and its reward: what `make demo` trains."""

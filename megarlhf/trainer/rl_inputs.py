@@ -1,0 +1,108 @@
+"""Everything an RL run reads, read and checked before any process starts or model is built."""
+
+from dataclasses import dataclass
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megarlhf.algo import registry
+from megarlhf.algo.registry import Algorithm
+from megarlhf.config import checks
+from megarlhf.config.schema import RLConfig
+from megarlhf.data.prompts import PromptStream, load_prompts
+from megarlhf.data.records import Prompt
+from megarlhf.errors import UserError
+from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.topology import Topology
+from megarlhf.rollout.rewards import RewardFunction, load_reward_function
+
+
+@dataclass
+class RLInputs:
+    """What `prepare` found.
+
+    Attributes:
+        spec: The model.
+        algorithm: The registry's row.
+        reward: The user's function.
+        stream: Training prompts, in their order.
+        eval_prompts: Held-out prompts; empty without ``data.eval_prompts``.
+        total_steps: Rollouts of the whole run.
+    """
+
+    spec: ModelSpec
+    algorithm: Algorithm
+    reward: RewardFunction
+    stream: PromptStream
+    eval_prompts: list[Prompt]
+    total_steps: int
+
+
+def prepare(config: RLConfig) -> RLInputs:
+    """Read and check the configuration, the model's description, the data and the reward.
+
+    Raises:
+        UserError: Anything is missing, malformed or does not fit together.
+    """
+    algorithm = registry.find(config.algorithm.name)
+    checks.check_rl(config)
+    if config.rollout.samples_per_prompt < algorithm.min_samples:
+        raise UserError(
+            f"{algorithm.name} needs at least {algorithm.min_samples} samples a prompt",
+            where="rollout.samples_per_prompt",
+        )
+    spec = ModelSpec.read(config.model.path)
+    topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
+    topology.layers_of(spec.num_layers, 0)
+    tokenizer = load_tokenizer(config.model.path)
+    prompts = load_prompts(config.data, config.data.prompts, tokenizer)
+    held_out = (
+        load_prompts(config.data, config.data.eval_prompts, tokenizer)
+        if config.data.eval_prompts
+        else []
+    )
+    check_vocabulary([*prompts, *held_out], spec)
+    stream = PromptStream(prompts, seed=config.train.seed, shuffle=config.data.shuffle)
+    steps = config.train.steps
+    if steps is None:
+        steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
+    return RLInputs(
+        spec=spec,
+        algorithm=algorithm,
+        reward=load_reward_function(config.reward.function),
+        stream=stream,
+        eval_prompts=held_out,
+        total_steps=steps,
+    )
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face directory.
+
+    Raises:
+        UserError: There is none, or it does not load.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"the tokenizer does not load: {reason}",
+            where=path,
+            fix="put the tokenizer's files (tokenizer.json, ...) beside the model's",
+        ) from error
+
+
+def check_vocabulary(prompts: list[Prompt], spec: ModelSpec) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Raises:
+        UserError: Names the first such prompt.
+    """
+    for prompt in prompts:
+        if max(prompt.token_ids) >= spec.vocab_size:
+            raise UserError(
+                f"the tokenizer gives id {max(prompt.token_ids)}, the model has only "
+                f"{spec.vocab_size} embeddings (prompt {prompt.text!r:.80})",
+                where=str(spec.path),
+                fix="use the tokenizer that belongs to the model",
+            )

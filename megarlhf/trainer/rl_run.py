@@ -1,0 +1,249 @@
+"""The parts of an RL run and what the loop does with them."""
+
+import math
+import random
+import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from types import TracebackType
+from typing import Any
+
+from megarlhf.algo.policy_loss import PolicyLoss
+from megarlhf.cluster.engine_group import EngineGroup
+from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.schema import RLConfig
+from megarlhf.data.records import Prompt, Sample
+from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.actor_worker import ActorWorker
+from megarlhf.engine.schedule import learning_rate
+from megarlhf.errors import UserError
+from megarlhf.rollout import rewards
+from megarlhf.rollout.engine import EngineSettings, Sampling
+from megarlhf.trainer import experience
+from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.run_directory import RunDirectory
+from megarlhf.trainer.run_log import RunLog
+
+
+class RLRun:
+    """Actor ranks, engines, logs and counters of one run; a context manager that ends them all.
+
+    Args:
+        config: The configuration.
+        inputs: What was read before.
+        directory: The claimed output directory.
+
+    Attributes:
+        step: Rollouts trained on; also the version of the actor's weights.
+    """
+
+    def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
+        self.config, self.inputs, self.directory = config, inputs, directory
+        self.step = 0
+        self._worst_gap = 0.0
+        self._accuracy_before: float | None = None
+        self._saved_step = -1
+        self._exit = ExitStack()
+        self._sampling = Sampling(
+            samples=config.rollout.samples_per_prompt,
+            temperature=config.rollout.temperature,
+            top_p=config.rollout.top_p,
+            top_k=config.rollout.top_k,
+            max_new_tokens=config.rollout.max_new_tokens,
+        )
+        self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
+        self._loss = PolicyLoss(config.algorithm, temperature=config.rollout.temperature)
+
+    def __enter__(self) -> "RLRun":
+        checkpoint = self.directory.newest_checkpoint()
+        if checkpoint is not None:
+            self._restore(checkpoint.state)
+        self.log = RunLog(
+            self.directory.path,
+            self.config,
+            title=f"{self.inputs.algorithm.name} on {self.config.model.path}",
+            total_steps=self.inputs.total_steps,
+            done_steps=self.step,
+        )
+        cluster, rollout = self.config.cluster, self.config.rollout
+        cpus = cluster.actor_ranks * cluster.cpus_per_rank
+        cpus += rollout.engines * rollout.tensor_parallel
+        with self._exit, self.log.progress.phase("start", setup=True):
+            self._exit.enter_context(ray_cluster(math.ceil(cpus)))
+            self.engines = EngineGroup(self.config, self._engine_settings())
+            self.actor = WorkerGroup(ActorWorker, self.config)
+            self.actor.start()
+            if checkpoint is not None:
+                self.actor.run("load", str(checkpoint.directory))
+            self.engines.start()
+            self.engines.connect(self.actor)
+            self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._exit.close()
+
+    # -- what the loop says -----------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Bring the engines to the actor's weights; evaluate them if nothing is trained yet."""
+        if self.step:
+            self.log.progress.note(f"going on after step {self.step}")
+        self.engines.update(self.actor, self.step)
+        if self.step == 0 and self.inputs.eval_prompts:
+            self._accuracy_before = self._evaluate()
+            self.log.point(0, {"eval_accuracy": self._accuracy_before})
+            self.log.progress.note(f"held-out accuracy before: {self._accuracy_before:.1%}")
+
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """Time a part of the step."""
+        return self.log.progress.phase(name)
+
+    def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
+        """Samples of every prompt from the engines; the same for the same seed and step."""
+        seeds = random.Random(f"{self.config.train.seed}-{self.step}")
+        return self.engines.generate(
+            prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
+        )
+
+    def score(self, groups: Sequence[Sequence[Sample]]) -> None:
+        """Set every sample's reward."""
+        samples = [sample for group in groups for sample in group]
+        rewards.score(self.inputs.reward, samples, self.config.reward.function)
+
+    def add_reference_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give the sequences the reference's log-probabilities, where KL is wanted."""
+        if self.config.algorithm.kl_coef > 0:
+            values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
+            experience.add_field(sequences, "reference_logprobs", values)
+
+    def update_actor(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """Train the actor on a rollout, in ``updates_per_rollout`` optimizer steps."""
+        updates = self.config.algorithm.updates_per_rollout
+        if updates > 1:  # with one, the old policy is the current one
+            values = self.actor.merged("logprobs", sequences, self._loss.temperature)
+            experience.add_field(sequences, "old_logprobs", values)
+        size = len(sequences) // updates
+        results = []
+        for update in range(updates):
+            lr = learning_rate(
+                self.config.optimizer,
+                self.step * updates + update,
+                self.inputs.total_steps * updates,
+            )
+            part = sequences[update * size : (update + 1) * size]
+            results.append(self.actor.run("train", part, self._loss, lr)[0])
+        metrics = {name: sum(r[name] for r in results) / updates for name in results[0]}
+        self._check(metrics)
+        return metrics
+
+    def update_engines(self) -> dict[str, float]:
+        """Stream the new weights into every engine."""
+        sent = self.engines.update(self.actor, self.step + 1)
+        return {"stream_bytes": float(sent)}
+
+    def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
+        """Count, log, and evaluate and save where they are due."""
+        self.step += 1
+        metrics = {**experience.rollout_metrics(groups), **metrics}
+        train = self.config.train
+        if self.inputs.eval_prompts and train.eval_every and self.step % train.eval_every == 0:
+            with self.phase("evaluate"):
+                metrics["eval_accuracy"] = self._evaluate()
+        if train.save_every and self.step % train.save_every == 0:
+            with self.phase("save"):
+                self._save()
+        self.log.rollouts(self.step, groups)
+        self.log.step(self.step, metrics)
+
+    def finish(self, *, interrupted: bool) -> dict[str, Any]:
+        """Save; if the run is complete, evaluate and export too. Returns the summary."""
+        if self._saved_step != self.step:
+            with self.log.progress.phase("save", setup=True):
+                self._save()
+        if interrupted:
+            self.log.progress.note(
+                f"stopped after step {self.step}; the same command goes on from there"
+            )
+            return {"interrupted": True, "steps": self.step}
+        accuracy = None
+        if self.inputs.eval_prompts:
+            with self.log.progress.phase("evaluate", setup=True):
+                accuracy = self._evaluate()
+            self.log.point(self.step, {"eval_accuracy": accuracy})
+        model = self.directory.path / "model"
+        with self.log.progress.phase("export", setup=True):
+            self.actor.run("export", str(model))
+        summary = {
+            "accuracy_before": self._accuracy_before,
+            "accuracy_after": accuracy,
+            "steps": self.step,
+            "rollout_logprob_gap": self._worst_gap,
+            "seconds": {name: round(s, 2) for name, s in self.log.progress.totals().items()},
+        }
+        self.log.finish(summary, {"checkpoint": model})
+        return summary
+
+    # -- how ----------------------------------------------------------------------------------------
+
+    def _engine_settings(self) -> EngineSettings:
+        rollout = self.config.rollout
+        return EngineSettings(
+            model_path=self.config.model.path,
+            dtype=rollout.dtype or self.config.model.dtype,
+            tensor_parallel=rollout.tensor_parallel,
+            max_length=self.config.data.max_prompt_tokens + rollout.max_new_tokens,
+            max_sequences=256,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            seed=self.config.train.seed,
+        )
+
+    def _evaluate(self) -> float:
+        """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
+        prompts = self.inputs.eval_prompts
+        groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
+        self.score(groups)
+        return sum(group[0].reward or 0.0 for group in groups) / len(groups)
+
+    def _check(self, metrics: dict[str, float]) -> None:
+        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+        if broken:
+            raise UserError(
+                f"{' and '.join(broken)} of step {self.step + 1} is not a finite number",
+                fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
+            )
+        gap, limit = metrics["logprob_gap"], self.config.algorithm.max_logprob_gap
+        self._worst_gap = max(self._worst_gap, gap)
+        if limit is not None and gap > limit:
+            raise UserError(
+                f"sampler and actor disagree: mean |log p difference| {gap:.2e} exceeds {limit:.2e}",
+                where="algorithm.max_logprob_gap",
+                fix="check dtype and versions on both sides, or raise the limit",
+            )
+
+    def _save(self) -> None:
+        directory = self.directory.begin_checkpoint(self.step)
+        self.actor.run("save", str(directory))
+        self.directory.commit_checkpoint(
+            directory,
+            {
+                "step": self.step,
+                "stream": self.inputs.stream.state_dict(),
+                "accuracy_before": self._accuracy_before,
+                "worst_gap": self._worst_gap,
+                "saved_at": time.time(),
+            },
+        )
+        self._saved_step = self.step
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.inputs.stream.load_state_dict(state["stream"])
+        self.step = self._saved_step = state["step"]
+        self._accuracy_before = state["accuracy_before"]
+        self._worst_gap = state["worst_gap"]

@@ -1,0 +1,162 @@
+"""The directory of a run: whose it is, its checkpoints, and that only one process writes to it."""
+
+import fcntl
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megarlhf.config import loader
+from megarlhf.errors import UserError
+
+# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity.
+_MAY_CHANGE = ("train.steps", "train.epochs", "train.save_every", "train.eval_every",
+               "train.keep_checkpoints", "train.resume", "output.", "cluster.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint.
+
+    Attributes:
+        directory: Holds the distributed checkpoint and ``trainer.json``.
+        state: What the trainer stored: step, data position, counters.
+    """
+
+    directory: Path
+    state: dict[str, Any]
+
+
+class RunDirectory:
+    """Claims ``output.dir`` for one run (and one process); use as a context manager.
+
+    Args:
+        command: ``rl`` or ``sft``.
+        config: The run's configuration.
+
+    Raises:
+        UserError: The directory holds another run's files, or another process is writing there.
+    """
+
+    def __init__(self, command: str, config: Any) -> None:
+        self.path = Path(config.output.dir)
+        self._keep = config.train.keep_checkpoints
+        self._identity = {"command": command, "config": loader.to_dict(config)}
+        self._resume = config.train.resume
+        self._text = loader.to_yaml(config)
+
+    def __enter__(self) -> "RunDirectory":
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Opened for the whole run: the lock goes with the process, however it ends.
+        self._lock = (self.path / "run.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError(
+                "another process is writing to this output directory",
+                where=str(self.path),
+                fix="wait for it, or set output.dir to another directory",
+            ) from None
+        self._check_owner()
+        (self.path / "run.json").write_text(json.dumps(self._identity, indent=2) + "\n")
+        (self.path / "config.yaml").write_text(self._text)
+        for leftover in self._checkpoints.glob("*.partial"):
+            shutil.rmtree(leftover)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.close()
+
+    def newest_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint to go on from, if there is one."""
+        found = self._complete()
+        if not found:
+            return None
+        state = json.loads((found[-1] / "trainer.json").read_text())
+        return Checkpoint(found[-1], state)
+
+    def begin_checkpoint(self, step: int) -> Path:
+        """An empty directory to write the checkpoint of ``step`` into."""
+        directory = self._checkpoints / f"step-{step:08d}.partial"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        return directory
+
+    def commit_checkpoint(self, directory: Path, state: dict[str, Any]) -> Path:
+        """Declare a written checkpoint whole, and remove the oldest ones.
+
+        Until this returns, the checkpoints before it remain.
+        """
+        (directory / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
+        final = directory.with_suffix("")
+        shutil.rmtree(final, ignore_errors=True)
+        directory.rename(final)
+        for old in self._complete()[: -self._keep]:
+            shutil.rmtree(old)
+        return final
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def _complete(self) -> list[Path]:
+        return sorted(file.parent for file in self._checkpoints.glob("step-*[0-9]/trainer.json"))
+
+    def _check_owner(self) -> None:
+        file = self.path / "run.json"
+        others = [entry for entry in self.path.iterdir() if entry.name not in ("run.lock", "logs")]
+        if not file.is_file():
+            if others:
+                raise UserError(
+                    f"the output directory is not empty ({others[0].name}, ...) and no run of ours",
+                    where=str(self.path),
+                    fix="set output.dir to a new directory",
+                )
+            return
+        if not self._resume:
+            raise UserError(
+                "the output directory holds a run and train.resume is false",
+                where=str(self.path),
+                fix="set output.dir to a new directory, or train.resume=true to go on",
+            )
+        before = json.loads(file.read_text())
+        if before["command"] != self._identity["command"]:
+            raise UserError(
+                f"the output directory belongs to a run of '{before['command']}'",
+                where=str(self.path),
+                fix="set output.dir to a new directory",
+            )
+        changed = _differences(before["config"], self._identity["config"])
+        if changed:
+            raise UserError(
+                f"the output directory belongs to another run; different are: {'; '.join(changed)}",
+                where=str(self.path),
+                fix="set output.dir to a new directory, or restore these settings to go on",
+            )
+
+
+def _differences(before: dict, now: dict) -> list[str]:
+    old, new = _flat(before), _flat(now)
+    return [
+        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
+    ]
+
+
+def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

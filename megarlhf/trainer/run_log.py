@@ -1,0 +1,86 @@
+"""What a run writes for people and programs: terminal, metrics, rollouts, summary, report."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megarlhf.config import loader
+from megarlhf.data.records import Sample
+from megarlhf.report.html import write_report
+from megarlhf.report.metrics import MetricsLog, RolloutLog
+from megarlhf.report.progress import Progress
+
+
+class RunLog:
+    """The logs of one run.
+
+    Args:
+        directory: ``output.dir``.
+        config: The run's configuration.
+        title: First line on the terminal, and the report's heading.
+        total_steps: Steps of the whole run.
+        done_steps: Steps done before this process; what was logged after them is dropped.
+    """
+
+    def __init__(
+        self, directory: Path, config: Any, *, title: str, total_steps: int, done_steps: int
+    ) -> None:
+        self.directory, self._config, self._title = directory, config, title
+        self.progress = Progress(total_steps, title, done_steps=done_steps)
+        self._metrics = MetricsLog(directory, tensorboard=config.output.tensorboard)
+        self._rollouts = RolloutLog(directory)
+        kept = done_steps if done_steps > 0 else -1
+        self._metrics.truncate_after(kept)
+        self._rollouts.truncate_after(kept)
+
+    def step(self, step: int, metrics: dict[str, float]) -> None:
+        """Log a finished step, with the seconds of its phases."""
+        metrics = {**metrics, **self.progress.seconds()}
+        self._metrics.write(step, metrics)
+        self.progress.step_done(step, metrics)
+
+    def point(self, step: int, metrics: dict[str, float]) -> None:
+        """Log figures that belong to no training step (an evaluation before the first)."""
+        self._metrics.write(step, metrics)
+
+    def rollouts(self, step: int, groups: Sequence[Sequence[Sample]]) -> None:
+        """Keep a few sampled rollouts: the first sample of the first prompts."""
+        for group in groups[: self._config.output.sampled_rollouts]:
+            sample = group[0]
+            self._rollouts.write(
+                step,
+                prompt=sample.prompt.text,
+                response=sample.text,
+                label=sample.prompt.label,
+                reward=sample.reward,
+                finish_reason=sample.finish_reason,
+            )
+
+    def finish(self, summary: dict[str, Any], paths: dict[str, Path]) -> None:
+        """Write ``summary.json`` and ``report.html`` and print the final table."""
+        self._metrics.close()
+        file = self.directory / "summary.json"
+        file.write_text(json.dumps(summary, indent=2) + "\n")
+        report = write_report(
+            self.directory,
+            title=self._title,
+            config=loader.to_dict(self._config),
+            summary=summary,
+        )
+        rows = [(key, _shown(value)) for key, value in summary.items() if not _nested(value)]
+        rows += [(f"seconds {key}", f"{s:.1f}") for key, s in summary["seconds"].items()]
+        written = {**paths, "metrics": self.directory / MetricsLog.FILE, "summary": file}
+        if self._config.output.tensorboard:
+            written["tensorboard"] = self.directory / "tensorboard"
+        rows += [(name, str(path)) for name, path in {**written, "report": report}.items()]
+        self.progress.note("")
+        self.progress.table(rows)
+
+
+def _nested(value: Any) -> bool:
+    return isinstance(value, dict | list)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,35 @@
+"""Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once."""
+
+import signal
+from types import FrameType, TracebackType
+
+
+class StopRequest:
+    """True once the process was asked to stop; use as a context manager in the main thread."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def __enter__(self) -> "StopRequest":
+        self._previous = {
+            number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __bool__(self) -> bool:
+        return self._asked
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        print("\nstopping after this step (again to stop at once) ...", flush=True)
