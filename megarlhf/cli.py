@@ -4,6 +4,7 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,8 @@ USER_ERROR, INTERRUPTED = 2, 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2: the input is wrong, 130: stopped by a signal)."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # the libraries' notices; python -W shows them
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)

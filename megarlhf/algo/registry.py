@@ -32,7 +32,9 @@ ALGORITHMS = {
     row.name: row
     for row in (
         # Shao et al. 2024, arXiv:2402.03300
-        Algorithm("grpo", group_normalized, token_weight=lambda length: 1.0 / length, min_samples=2),
+        Algorithm(
+            "grpo", group_normalized, token_weight=lambda length: 1.0 / length, min_samples=2
+        ),
     )
 }
 

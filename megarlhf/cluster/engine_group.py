@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import ray
 
-from megarlhf.cluster.ray_cluster import have_gpus
+from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
@@ -27,10 +27,8 @@ class EngineGroup:
             if on_gpu
             else {"num_cpus": float(rollout.tensor_parallel)}
         )
-        environment = engine_environment(rollout.kv_cache_gib, on_gpu=on_gpu)
-        remote = ray.remote(VllmEngine).options(
-            **resources, runtime_env={"env_vars": environment}
-        )
+        environment = QUIET | engine_environment(rollout.kv_cache_gib, on_gpu=on_gpu)
+        remote = ray.remote(VllmEngine).options(**resources, runtime_env={"env_vars": environment})
         self._timeout = config.cluster.start_timeout_s
         self.members = [remote.remote(settings) for _ in range(rollout.engines)]
 

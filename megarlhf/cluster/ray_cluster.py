@@ -7,6 +7,9 @@ from contextlib import contextmanager
 
 import ray
 
+# Deprecation notices of the libraries are for their authors; errors still come through.
+QUIET = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+
 
 @contextmanager
 def ray_cluster(cpus: int) -> Iterator[None]:

@@ -4,7 +4,7 @@ from typing import Any
 
 import ray
 
-from megarlhf.cluster.ray_cluster import have_gpus
+from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.config.schema import RLConfig
 
 
@@ -20,7 +20,9 @@ class WorkerGroup:
         cluster = config.cluster
         world = cluster.actor_ranks
         resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
-        environment = {} if have_gpus() else {"OMP_NUM_THREADS": str(cluster.threads_per_rank)}
+        environment = dict(QUIET)
+        if not have_gpus():
+            environment["OMP_NUM_THREADS"] = str(cluster.threads_per_rank)
         remote = ray.remote(worker).options(**resources, runtime_env={"env_vars": environment})
         self._timeout = cluster.start_timeout_s
         self.members = [

@@ -27,7 +27,9 @@ class ModelConfig:
     """The model that is trained."""
 
     path: str = REQUIRED  # Hugging Face directory: config.json, safetensors, tokenizer
-    dtype: Literal["float32", "bfloat16"] = "bfloat16"  # parameters; bfloat16 keeps fp32 main copies
+    dtype: Literal["float32", "bfloat16"] = (
+        "bfloat16"  # parameters; bfloat16 keeps fp32 main copies
+    )
     recompute: Literal["none", "selective", "full"] = "none"  # activations: keep or compute again
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -122,10 +124,14 @@ class TrainConfig:
     steps: int | None = None  # optimizer steps (SFT) or rollouts (RL); None: one pass over the data
     epochs: int = 1  # passes over the data, when steps is not given
     batch_size: int = 128  # SFT only: sequences an optimizer step, over all ranks
-    micro_batch_tokens: int = 8192  # packed tokens of one forward pass, at most (one sequence at least)
+    micro_batch_tokens: int = (
+        8192  # packed tokens of one forward pass, at most (one sequence at least)
+    )
     save_every: int = 0  # steps between checkpoints; 0: only at the end and on a signal
     keep_checkpoints: int = 2
-    eval_every: int = 0  # RL only: steps between evaluations; 0: before the first and after the last
+    eval_every: int = (
+        0  # RL only: steps between evaluations; 0: before the first and after the last
+    )
     seed: int = 1
     resume: bool = True  # go on from the newest checkpoint in output.dir
 

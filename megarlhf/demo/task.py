@@ -18,13 +18,12 @@ from pathlib import Path
 
 NUMBERS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen"),
-    *("eighteen", "nineteen", "twenty"),
+    *("eleven", "twelve"),
 )
-"""The words for 0 to 20; no running total leaves this range."""
+"""The words for 0 to 12; no running total leaves this range."""
 
 HELD_OUT_OF = 8  # one sum in so many is held out
-OPERANDS = (3, 4)  # how many numbers a question adds up
+OPERANDS = (4,)
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,12 @@ class Sum:
     @property
     def solution(self) -> str:
         """The worked answer, total by total."""
+        befores = (self.first, *self.totals)
         parts = (
-            f"{_step_text(step)} is {NUMBERS[total]}"
-            for step, total in zip(self.steps, self.totals, strict=True)
+            f"{NUMBERS[before]} {_step_text(step)} is {NUMBERS[after]}"
+            for before, step, after in zip(befores, self.steps, self.totals, strict=False)
         )
-        return f"first {NUMBERS[self.first]} {', '.join(parts)}."
+        return f"first {', '.join(parts)}."
 
     @property
     def off_hand(self) -> str:
@@ -131,8 +131,8 @@ def draw_sums(seed: str, count: int, *, held_out: bool) -> list[Sum]:
 def _random_sums(rng: random.Random) -> Iterator[Sum]:
     """Sums without end whose running totals all have a word."""
     while True:
-        steps = (rng.choice((1, -1)) * rng.randint(1, 9) for _ in range(rng.choice(OPERANDS) - 1))
-        candidate = Sum(rng.randint(1, 9), tuple(steps))
+        steps = (rng.choice((1, -1)) * rng.randint(1, 6) for _ in range(rng.choice(OPERANDS) - 1))
+        candidate = Sum(rng.randint(1, 6), tuple(steps))
         if all(0 <= total < len(NUMBERS) for total in candidate.totals):
             yield candidate
 

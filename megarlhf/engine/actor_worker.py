@@ -86,9 +86,7 @@ class ActorWorker:
         """See `ModelEngine.logprobs`; of the actor."""
         return self.actor.logprobs(sequences, temperature=temperature)
 
-    def train(
-        self, sequences: list[TokenSequence], loss: TokenLoss, lr: float
-    ) -> dict[str, float]:
+    def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
         """See `ModelEngine.train_step`."""
         return self.actor.train_step(sequences, loss, lr=lr)
 

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from megarlhf.models.normalization import RMSNorm
 from megarlhf.models.rotary import PackedRotaryEmbedding, inverse_frequencies
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of

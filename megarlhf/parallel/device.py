@@ -94,7 +94,9 @@ def _accept_cuda_arguments() -> None:
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     @functools.wraps(factory)
-    def make(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+    def make(
+        *args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any
+    ) -> torch.Tensor:
         if device is not None and not str(device).startswith("cuda"):
             kwargs["device"] = device
         return factory(*args, **kwargs)

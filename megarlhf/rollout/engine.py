@@ -84,6 +84,7 @@ class VllmEngine:
             worker_extension_cls=EXTENSION,
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             disable_log_stats=True,
+            use_tqdm_on_load=False,
         )
         self._llm.update_weight_version("0")
 

@@ -103,7 +103,9 @@ def _first_failing(
     """The first response that fails by itself; 0 when none does."""
     for index in range(len(queries)):
         try:
-            function(queries[index : index + 1], prompts[index : index + 1], labels[index : index + 1])
+            function(
+                queries[index : index + 1], prompts[index : index + 1], labels[index : index + 1]
+            )
         except Exception:
             return index
     return 0

@@ -209,6 +209,7 @@ class RLRun:
         prompts = self.inputs.eval_prompts
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
         self.score(groups)
+        self.log.evaluation(self.step, groups)
         return sum(group[0].reward or 0.0 for group in groups) / len(groups)
 
     def _check(self, metrics: dict[str, float]) -> None:

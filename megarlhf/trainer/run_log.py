@@ -7,9 +7,13 @@ from typing import Any
 
 from megarlhf.config import loader
 from megarlhf.data.records import Sample
+from megarlhf.report import jsonl
 from megarlhf.report.html import write_report
 from megarlhf.report.metrics import MetricsLog, RolloutLog
 from megarlhf.report.progress import Progress
+
+EVALUATION_FILE = "evaluation.jsonl"
+EVALUATION_ANSWERS = 64
 
 
 class RunLog:
@@ -33,6 +37,7 @@ class RunLog:
         kept = done_steps if done_steps > 0 else -1
         self._metrics.truncate_after(kept)
         self._rollouts.truncate_after(kept)
+        jsonl.truncate_after(directory / EVALUATION_FILE, kept)
 
     def step(self, step: int, metrics: dict[str, float]) -> None:
         """Log a finished step, with the seconds of its phases."""
@@ -56,6 +61,20 @@ class RunLog:
                 reward=sample.reward,
                 finish_reason=sample.finish_reason,
             )
+
+    def evaluation(self, step: int, groups: Sequence[Sequence[Sample]]) -> None:
+        """Keep the first greedy answers of an evaluation, ids included."""
+        for group in groups[:EVALUATION_ANSWERS]:
+            sample = group[0]
+            record = {
+                "step": step,
+                "prompt": sample.prompt.text,
+                "response": sample.text,
+                "response_ids": sample.response_ids,
+                "label": sample.prompt.label,
+                "reward": sample.reward,
+            }
+            jsonl.append(self.directory / EVALUATION_FILE, record)
 
     def finish(self, summary: dict[str, Any], paths: dict[str, Path]) -> None:
         """Write ``summary.json`` and ``report.html`` and print the final table."""

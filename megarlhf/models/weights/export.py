@@ -117,9 +117,7 @@ def _shards(spec: ModelSpec, dtype: torch.dtype) -> list[list[str]]:
 
 def _file_name(number: int, count: int) -> str:
     return (
-        "model.safetensors"
-        if count == 1
-        else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
+        "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
     )
 
 
@@ -133,9 +131,7 @@ def _write_companions(
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).split(".")[1]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if len(shards) > 1:
-        total = sum(
-            dtype.itemsize * torch.Size(shape).numel() for shape in spec.tensors.values()
-        )
+        total = sum(dtype.itemsize * torch.Size(shape).numel() for shape in spec.tensors.values())
         index = {
             "metadata": {"total_size": total},
             "weight_map": {

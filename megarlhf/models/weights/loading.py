@@ -108,5 +108,3 @@ def load_huggingface(
     left = [name for names in live for name in names]
     if left:
         raise ValueError(f"parameters without an entry in the layout map: {left}")
-
-
