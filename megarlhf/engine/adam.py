@@ -35,7 +35,8 @@ class GroupStepAdam(torch.optim.Optimizer):
     ) -> None:
         if not adam_w_mode:
             raise ValueError("only decoupled weight decay is implemented")
-        super().__init__(params, dict(lr=lr, betas=betas, eps=eps, weight_decay=weight_decay))
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:

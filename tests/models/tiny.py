@@ -1,9 +1,14 @@
 """Llamas of a few thousand parameters, as Hugging Face directories."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.layout import Parameter, parameters_of
+from megarlhf.parallel.topology import Topology
 
 CONFIG = {
     "vocab_size": 101,  # no tensor-parallel size divides it
@@ -40,3 +45,20 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
         with safe_open(file, framework="pt") as opened:
             tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
     return tensors
+
+
+class StandIn:
+    """Holds what a Megatron chunk would, without Megatron: enough to load and to stream."""
+
+    def __init__(self, parameters: Iterable[Parameter]) -> None:
+        nan = float("nan")  # what nobody sets shows
+        self._parameters = {p.name: torch.full(p.shape, nan) for p in parameters}
+
+    def named_parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
+        return self._parameters.items()
+
+
+def stand_ins(spec: ModelSpec, topology: Topology, rank: int) -> list[StandIn]:
+    """The chunks of a rank, not loaded."""
+    held = parameters_of(spec, topology, rank)
+    return [StandIn(p for p in held if p.chunk == chunk) for chunk in range(topology.vpp)]

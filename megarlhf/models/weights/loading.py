@@ -66,7 +66,15 @@ class HuggingFaceFiles:
                 where=str(self.directory),
                 fix="check that config.json and the weights belong together",
             )
-        return self._handle(self.file_of[name]).get_slice(name)
+        file = self.file_of[name]
+        try:
+            return self._handle(file).get_slice(name)
+        except SafetensorError as error:
+            raise UserError(
+                f"the tensor {name} cannot be read, though the index says it is here ({error})",
+                where=str(file),
+                fix="copy the index and its shards again, from one place",
+            ) from None
 
 
 @torch.no_grad()

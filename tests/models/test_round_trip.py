@@ -1,0 +1,103 @@
+"""Hugging Face to Megatron, on real ranks, and back."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from tests.models import jobs
+from tests.models.tiny import read_tensors
+
+LAYOUTS = {
+    "tp2": (2, {"tensor": 2}),
+    "pp2": (2, {"pipeline": 2}),
+    "pp2.vpp2": (2, {"pipeline": 2, "virtual_pipeline": 2}),
+    "tp2.pp2": (4, {"tensor": 2, "pipeline": 2}),
+    "tp2.dp2": (4, {"tensor": 2}),
+}
+
+
+def assert_same_tensors(directory: Path, other: Path) -> None:
+    ours, theirs = read_tensors(directory), read_tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_export_gives_the_loaded_tensors_back(ranks, llama, tmp_path, layout):
+    world, parallel = LAYOUTS[layout]
+    ranks.run(world, jobs.load_and_export, llama, parallel, tmp_path / "out")
+    assert_same_tensors(tmp_path / "out", llama)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    source = AutoModelForCausalLM.from_pretrained(llama)
+    ids = torch.arange(10)[None]
+    assert torch.equal(model(ids).logits, source(ids).logits)
+
+
+def test_shards_are_written_by_all_ranks_and_indexed(ranks, llama, tmp_path):
+    """Shards of at most 10 kB: each embedding (101 x 32 x 4 bytes) is larger and has its own."""
+    out = tmp_path / "out"
+    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, 10_000)
+    assert_same_tensors(out, llama)
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    files = sorted(file.name for file in out.glob("*.safetensors"))
+    assert files == sorted(set(index["weight_map"].values()))
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    assert len(files) > 2
+    tensors = read_tensors(out)
+    assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors.values())
+    AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_a_directory_is_replaced_as_a_whole(ranks, llama, tmp_path):
+    out = tmp_path / "out"
+    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, 10_000)
+    (out / "left over").write_text("")
+    (tmp_path / "out.partial").mkdir()  # what a killed export left
+    (tmp_path / "out.partial" / "half.safetensors").write_text("")
+    (llama / "chat_template.jinja").write_text("{{ messages }}")
+    (llama / "pytorch_model.bin").write_text("not a companion")
+    try:
+        ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out)
+    finally:
+        (llama / "chat_template.jinja").unlink()
+        (llama / "pytorch_model.bin").unlink()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    written = {path.name for path in out.iterdir()}
+    assert written == {file.name for file in llama.iterdir()} | {"chat_template.jinja"}
+    config = json.loads((out / "config.json").read_text())
+    assert config == json.loads((llama / "config.json").read_text())
+
+
+def test_a_failed_export_leaves_the_directory_as_it_was(ranks, llama, tmp_path):
+    out = tmp_path / "out"
+    ranks.run(1, jobs.load_and_export, llama, {}, out)
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert ranks.run(1, jobs.load_and_export, llama, {}, out, None, True) == [True]
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "heads",
+    [
+        {"num_attention_heads": 4, "num_key_value_heads": 2},
+        {"num_attention_heads": 4, "num_key_value_heads": 4},
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16},
+    ],
+    ids=["gqa", "mha", "head_dim-not-hidden-over-heads"],
+)
+def test_logits_of_a_pack_are_hugging_faces_of_each_sequence(ranks, tmp_path, heads):
+    from tests.models.tiny import write_llama
+
+    write_llama(tmp_path, **heads)
+    lengths = [11, 7, 7, 1]  # two of one length run as a batch
+    ids = torch.randint(0, 101, (26,), generator=torch.Generator().manual_seed(0))
+    (packed,) = ranks.run(1, jobs.logits_of, tmp_path, lengths, ids.tolist())
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        separate = torch.cat([model(part[None]).logits[0] for part in ids.split(lengths)])
+    print("LOGITS", (packed - separate).abs().max(), separate.abs().max())
+    torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)
