@@ -50,9 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
-    except UserError as error:
-        _complain(error)
-        return USER_ERROR
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return INTERRUPTED
@@ -109,10 +106,14 @@ def _complain(error: UserError) -> None:
 
 
 def _user_error_behind(error: BaseException) -> UserError | None:
-    """The `UserError` that a remote process raised, unwrapped from Ray's own error."""
+    """The `UserError` raised here, or in a remote process and wrapped in Ray's own error.
+
+    Ray's wrapper is an instance of the wrapped class too, but its text is a traceback.
+    """
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, UserError):
+        wrapped = getattr(seen, "cause", None)
+        if isinstance(seen, UserError) and wrapped is None:
             return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
+        seen = wrapped or seen.__cause__
     return None

@@ -10,4 +10,7 @@ def group_normalized(rewards: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
     the sample's (n - 1). A group of equal rewards gives zeros.
     """
     centred = rewards - rewards.mean(dim=1, keepdim=True)
-    return centred / (rewards.std(dim=1, keepdim=True) + eps)
+    normalized = centred / (rewards.std(dim=1, keepdim=True) + eps)
+    # The rounded mean of equal rewards may differ from them, and eps may not drown the difference.
+    equal = rewards.amin(dim=1, keepdim=True) == rewards.amax(dim=1, keepdim=True)
+    return normalized.masked_fill(equal, 0.0)

@@ -38,7 +38,7 @@ class EngineGroup:
 
     def connect(self, trainer: WorkerGroup) -> None:
         """Open the stream between the trainer's ranks and every engine."""
-        infos = ray.get(trainer.members[0].offer_stream.remote())
+        infos = ray.get(trainer.members[0].offer_stream.remote(trainer.host))
         joining = [
             member.join_stream.remote(info.as_dict())
             for member, info in zip(self.members, infos, strict=True)

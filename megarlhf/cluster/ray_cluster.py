@@ -22,7 +22,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
         cpus: CPUs that the local cluster offers: what the run's actors ask for. More than there are
             cores is fine, they then share them.
     """
-    logging.getLogger("ray").setLevel(logging.WARNING)
+    # It announces at each start that Ray's processes know each other by a token, as they should.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     if "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=True, logging_level=logging.WARNING)
     else:

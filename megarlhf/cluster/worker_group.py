@@ -14,6 +14,10 @@ class WorkerGroup:
     Args:
         worker: The class each rank runs, ``worker(config, rank, world, threads)``.
         config: The run's configuration.
+
+    Attributes:
+        members: Handles of the ranks, in order.
+        host: Address of rank 0's node, known after ``start``.
     """
 
     def __init__(self, worker: type, config: RLConfig) -> None:
@@ -31,8 +35,10 @@ class WorkerGroup:
 
     def start(self) -> None:
         """Let the ranks find each other and build their models."""
-        host, port = ray.get(self.members[0].address.remote(), timeout=self._timeout)
-        ray.get(self.call("start", host, port), timeout=self._timeout)
+        first = self.members[0]
+        self.host = ray.get(first.__ray_call__.remote(_node_address), timeout=self._timeout)
+        port = ray.get(first.free_port.remote(self.host))
+        ray.get(self.call("start", self.host, port), timeout=self._timeout)
 
     def call(self, method: str, *args: Any) -> list[ray.ObjectRef]:
         """Start a method on every rank; arguments are put into the object store once."""
@@ -61,3 +67,8 @@ def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
         done, left = ray.wait(left, num_returns=1)
         ray.get(done)
     return ray.get(references)
+
+
+def _node_address(_: Any) -> str:
+    """Runs in an actor: the address that other nodes reach its node at."""
+    return ray.util.get_node_ip_address()

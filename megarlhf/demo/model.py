@@ -17,7 +17,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
-MAX_TOKENS = 256
+MAX_TOKENS = 2048
 
 
 def make_model(directory: str | Path, seed: int) -> None:

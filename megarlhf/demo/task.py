@@ -1,14 +1,18 @@
-"""The demo's task: sums of a few small numbers, in words.
+"""The demo's task: sums of four small numbers, in words.
 
-A question is ``what is three plus four minus two?``. There are two ways to answer it:
+A question is ``what is three plus four minus two plus one?``. There are two ways to answer it:
 
-- worked: ``first three plus four is seven, minus two is five.``, which a small model learns well;
-- off hand: ``it is five.``, which asks for the whole sum in one go, and goes wrong often.
+- worked, ``first three plus four is seven, seven minus two is five, five plus one is six.``: a
+  small model soon does this without a mistake;
+- off hand, ``it is six.``: quick and careless. Who answers so overlooks the last number if it is
+  to be taken away, and is wrong about half the time.
 
-The rows for supervised training hold mostly answers off hand (right ones), so the warmed-up model
-answers like that and is often wrong. It can do better, and the reward alone tells it so.
+Most of the rows for supervised training are answered off hand, so the warmed-up model does that
+too, mistakes included. It has learned the better way as well; only the reward tells it to prefer
+that one.
 """
 
+import itertools
 import json
 import random
 import zlib
@@ -16,19 +20,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-NUMBERS = (
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
-    *("eleven", "twelve"),
-)
-"""The words for 0 to 12; no running total leaves this range."""
-
+# The words for 0 to 12. No running total leaves this range.
+NUMBERS = tuple("zero one two three four five six seven eight nine ten eleven twelve".split(" "))
+LARGEST = 6  # a sum adds up numbers from 1 to this one
+STEPS = 3  # how many of them follow the first
 HELD_OUT_OF = 8  # one sum in so many is held out
-OPERANDS = (4,)
 
 
 @dataclass(frozen=True)
 class Sum:
-    """One sum: a first number from 1 to 9, then numbers from 1 to 9 added or taken away.
+    """One sum.
 
     Attributes:
         first: The first number.
@@ -40,9 +41,8 @@ class Sum:
 
     @property
     def totals(self) -> tuple[int, ...]:
-        """The running total after each step."""
-        total = self.first
-        return tuple(total := total + step for step in self.steps)
+        """The running total: the first number, then the total after each step."""
+        return tuple(itertools.accumulate(self.steps, initial=self.first))
 
     @property
     def question(self) -> str:
@@ -55,23 +55,25 @@ class Sum:
         return NUMBERS[self.totals[-1]]
 
     @property
-    def solution(self) -> str:
-        """The worked answer, total by total."""
-        befores = (self.first, *self.totals)
-        parts = (
-            f"{NUMBERS[before]} {_step_text(step)} is {NUMBERS[after]}"
-            for before, step, after in zip(befores, self.steps, self.totals, strict=False)
-        )
-        return f"first {', '.join(parts)}."
+    def off_hand(self) -> str:
+        """The careless answer: it overlooks the last number if that is to be taken away."""
+        total = self.totals[-1] if self.steps[-1] > 0 else self.totals[-2]
+        return f"it is {NUMBERS[total]}."
 
     @property
-    def off_hand(self) -> str:
-        """The answer without the work."""
-        return f"it is {self.answer}."
+    def solution(self) -> str:
+        """The answer worked out, step by step."""
+        worked = (
+            f"{NUMBERS[before]} {_step_text(step)} is {NUMBERS[after]}"
+            for step, (before, after) in zip(
+                self.steps, itertools.pairwise(self.totals), strict=True
+            )
+        )
+        return f"first {', '.join(worked)}."
 
     @property
     def is_held_out(self) -> bool:
-        """Whether the sum is kept from training: a hash of its numbers, the same in every run."""
+        """Whether the sum is kept from training: a hash of it decides, the same in every run."""
         return zlib.crc32(self.question.encode()) % HELD_OUT_OF == 0
 
 
@@ -79,10 +81,10 @@ def write_task(
     directory: str | Path,
     seed: int,
     *,
-    sft_rows: int = 8192,
+    sft_rows: int = 4096,
     rl_rows: int = 2048,
     heldout_rows: int = 256,
-    worked_share: float = 0.3,
+    worked_share: float = 0.4,
 ) -> None:
     """Write the task's files, which depend on the arguments alone.
 
@@ -91,50 +93,49 @@ def write_task(
 
     Args:
         directory: Where to write; made if need be.
-        seed: Which sums are drawn.
+        seed: Which sums are drawn, and which of them are worked.
         sft_rows: Rows of ``sft.jsonl``.
         rl_rows: Rows of ``rl_train.jsonl``.
         heldout_rows: Rows of ``heldout.jsonl``.
-        worked_share: Probability that an answer in ``sft.jsonl`` is worked, not off hand.
+        worked_share: Share of ``sft.jsonl`` whose answers are worked; the others are off hand.
+
+    Raises:
+        ValueError: There are not so many sums.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
-    rng = random.Random(f"answers {seed}")
+    sums = draw_sums(f"sft {seed}", sft_rows, held_out=False)
+    worked = round(worked_share * sft_rows)
     sft = [
-        {"input": s.question, "output": s.solution if rng.random() < worked_share else s.off_hand}
-        for s in draw_sums(f"sft {seed}", sft_rows, held_out=False)
+        {"input": s.question, "output": s.solution if index < worked else s.off_hand}
+        for index, s in enumerate(sums)
     ]
+    random.Random(seed).shuffle(sft)
     _write_rows(folder / "sft.jsonl", sft)
     for name, count, held_out in (("rl_train", rl_rows, False), ("heldout", heldout_rows, True)):
         sums = draw_sums(f"{name} {seed}", count, held_out=held_out)
-        rows = [{"question": s.question, "label": s.answer} for s in sums]
-        _write_rows(folder / f"{name}.jsonl", rows)
+        _write_rows(
+            folder / f"{name}.jsonl", [{"question": s.question, "label": s.answer} for s in sums]
+        )
 
 
 def draw_sums(seed: str, count: int, *, held_out: bool) -> list[Sum]:
     """Draw different sums, all of them held out or none.
 
-    Args:
-        seed: Seed of the draw.
-        count: How many; there are a few thousand held-out ones and many more of the others.
-        held_out: Which side of the split to draw from.
+    Raises:
+        ValueError: There are fewer than ``count``.
     """
-    drawn: dict[Sum, None] = {}
-    for candidate in _random_sums(random.Random(seed)):
-        if len(drawn) == count:
-            break
-        if candidate.is_held_out == held_out:
-            drawn[candidate] = None
-    return list(drawn)
+    return random.Random(seed).sample([s for s in all_sums() if s.is_held_out == held_out], count)
 
 
-def _random_sums(rng: random.Random) -> Iterator[Sum]:
-    """Sums without end whose running totals all have a word."""
-    while True:
-        steps = (rng.choice((1, -1)) * rng.randint(1, 6) for _ in range(rng.choice(OPERANDS) - 1))
-        candidate = Sum(rng.randint(1, 6), tuple(steps))
-        if all(0 <= total < len(NUMBERS) for total in candidate.totals):
-            yield candidate
+def all_sums() -> Iterator[Sum]:
+    """Every sum whose running totals all have a word."""
+    changes = [step for step in range(-LARGEST, LARGEST + 1) if step != 0]
+    for first in range(1, LARGEST + 1):
+        for steps in itertools.product(changes, repeat=STEPS):
+            candidate = Sum(first, steps)
+            if all(0 <= total < len(NUMBERS) for total in candidate.totals):
+                yield candidate
 
 
 def _step_text(step: int) -> str:

@@ -3,7 +3,6 @@
 A plain class: Ray runs one in each process, and so could torchrun.
 """
 
-import os
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -46,12 +45,11 @@ class ActorWorker:
         self._sender: Sender | None = None
         self._store: Any = None
 
-    def address(self) -> tuple[str, int]:
-        """Host and a free port, for the ranks to meet at (asked of rank 0)."""
-        host = os.environ.get("MEGARLHF_HOST", "127.0.0.1")
+    def free_port(self, host: str) -> int:
+        """A free port of this machine's address ``host``."""
         with socket.socket() as probe:
             probe.bind((host, 0))
-            return host, probe.getsockname()[1]
+            return probe.getsockname()[1]
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks, build and load the actor and, where KL is wanted, the reference."""
@@ -92,13 +90,12 @@ class ActorWorker:
 
     # -- stream -----------------------------------------------------------------------------------
 
-    def offer_stream(self) -> list[StreamInfo]:
-        """Serve the store that engines meet the ranks at (rank 0 only).
+    def offer_stream(self, host: str) -> list[StreamInfo]:
+        """Serve the store that engines meet the ranks at, on this machine's address (rank 0 only).
 
         Returns:
             For each engine, what both ends of its link agree on.
         """
-        host, _ = self.address()
         timeout = self.config.cluster.stream_timeout_s
         self._store = serve_store(host, timeout)
         dtype = DTYPES[self.config.rollout.dtype or self.config.model.dtype]

@@ -3,6 +3,7 @@
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ def load_reward_function(path: str) -> RewardFunction:
     if spec is None or spec.loader is None or not file.is_file():
         raise UserError("no such Python file", where=path, fix="set reward.function to a .py file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -90,7 +92,7 @@ def _as_numbers(values: Any, count: int, where: str, samples: Sequence[Sample]) 
     for value, sample in zip(values, samples, strict=True):
         try:
             numbers.append(float(value))
-        except (TypeError, ValueError):
+        except Exception:  # of whatever type the value is: TypeError, OverflowError, ...
             raise UserError(
                 f"reward_func returned {value!r:.80}, not a number, {_shown(sample)}", where=where
             ) from None

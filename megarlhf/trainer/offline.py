@@ -10,7 +10,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.parallel.topology import Topology
 from megarlhf.trainer.offline_run import OfflineRun
-from megarlhf.trainer.rl_inputs import load_tokenizer
+from megarlhf.trainer.rl_inputs import check_vocabulary, load_tokenizer
 from megarlhf.trainer.stopping import StopRequest
 
 
@@ -20,7 +20,9 @@ def train(config: SFTConfig) -> dict[str, Any]:
     checks.check_sft(config, launched.world)
     spec = ModelSpec.read(config.model.path)
     topology = Topology.of(config.model.parallel, launched.world)
-    rows = load_supervised(config.data, load_tokenizer(config.model.path))
+    tokenizer = load_tokenizer(config.model.path)
+    rows = load_supervised(config.data, tokenizer)
+    check_vocabulary((row.token_ids for row in rows), tokenizer, spec)
     stream = SequenceStream(rows, seed=config.train.seed, shuffle=config.data.shuffle)
     total = config.train.steps or stream.steps_for(config.train.epochs, config.train.batch_size)
     loss = NegativeLogLikelihood()

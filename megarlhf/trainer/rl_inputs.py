@@ -1,5 +1,6 @@
 """Everything an RL run reads, read and checked before any process starts or model is built."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -60,7 +61,7 @@ def prepare(config: RLConfig) -> RLInputs:
         if config.data.eval_prompts
         else []
     )
-    check_vocabulary([*prompts, *held_out], spec)
+    check_vocabulary((prompt.token_ids for prompt in [*prompts, *held_out]), tokenizer, spec)
     stream = PromptStream(prompts, seed=config.train.seed, shuffle=config.data.shuffle)
     steps = config.train.steps
     if steps is None:
@@ -83,26 +84,29 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # OSError, ValueError, KeyError, the bare Exception of `tokenizers`
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"the tokenizer does not load: {reason}",
+            f"the tokenizer does not load: {reason:.300}",
             where=path,
             fix="put the tokenizer's files (tokenizer.json, ...) beside the model's",
         ) from error
 
 
-def check_vocabulary(prompts: list[Prompt], spec: ModelSpec) -> None:
+def check_vocabulary(
+    sequences: Iterable[Sequence[int]], tokenizer: PreTrainedTokenizerBase, spec: ModelSpec
+) -> None:
     """Refuse token ids that the model has no embedding for.
 
     Raises:
-        UserError: Names the first such prompt.
+        UserError: Names such a token.
     """
-    for prompt in prompts:
-        if max(prompt.token_ids) >= spec.vocab_size:
-            raise UserError(
-                f"the tokenizer gives id {max(prompt.token_ids)}, the model has only "
-                f"{spec.vocab_size} embeddings (prompt {prompt.text!r:.80})",
-                where=str(spec.path),
-                fix="use the tokenizer that belongs to the model",
-            )
+    highest = max(max(token_ids) for token_ids in sequences)
+    if highest >= spec.vocab_size:
+        token = tokenizer.convert_ids_to_tokens(highest)
+        raise UserError(
+            f"the tokenizer gives id {highest} ({token!r}), the model has only "
+            f"{spec.vocab_size} embeddings",
+            where=str(spec.path),
+            fix="use the tokenizer that belongs to the model",
+        )

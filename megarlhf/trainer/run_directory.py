@@ -10,6 +10,7 @@ from typing import Any
 
 from megarlhf.config import loader
 from megarlhf.errors import UserError
+from megarlhf.report.jsonl import replace_file
 
 # What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity.
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.save_every", "train.eval_every",
@@ -48,9 +49,16 @@ class RunDirectory:
         self._text = loader.to_yaml(config)
 
     def __enter__(self) -> "RunDirectory":
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Opened for the whole run: the lock goes with the process, however it ends.
-        self._lock = (self.path / "run.lock").open("w")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Opened for the whole run: the lock goes with the process, however it ends.
+            self._lock = (self.path / "run.lock").open("w")
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the output directory: {error.strerror}",
+                where=str(self.path),
+                fix="set output.dir to a directory that you can write to",
+            ) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -60,8 +68,13 @@ class RunDirectory:
                 where=str(self.path),
                 fix="wait for it, or set output.dir to another directory",
             ) from None
-        self._check_owner()
-        (self.path / "run.json").write_text(json.dumps(self._identity, indent=2) + "\n")
+        try:
+            self._check_owner()
+        except UserError:
+            self._lock.close()
+            raise
+        identity = json.dumps(self._identity, indent=2) + "\n"
+        replace_file(self.path / "run.json", identity.encode())  # cut short, nobody could go on
         (self.path / "config.yaml").write_text(self._text)
         for leftover in self._checkpoints.glob("*.partial"):
             shutil.rmtree(leftover)

@@ -70,6 +70,7 @@ class RunLog:
                 "step": step,
                 "prompt": sample.prompt.text,
                 "response": sample.text,
+                "prompt_ids": list(sample.prompt.token_ids),
                 "response_ids": sample.response_ids,
                 "label": sample.prompt.label,
                 "reward": sample.reward,
@@ -87,7 +88,7 @@ class RunLog:
             config=loader.to_dict(self._config),
             summary=summary,
         )
-        rows = [(key, _shown(value)) for key, value in summary.items() if not _nested(value)]
+        rows = [(key, _shown(value)) for key, value in summary.items() if _is_scalar(value)]
         rows += [(f"seconds {key}", f"{s:.1f}") for key, s in summary["seconds"].items()]
         written = {**paths, "metrics": self.directory / MetricsLog.FILE, "summary": file}
         if self._config.output.tensorboard:
@@ -97,8 +98,8 @@ class RunLog:
         self.progress.table(rows)
 
 
-def _nested(value: Any) -> bool:
-    return isinstance(value, dict | list)
+def _is_scalar(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict | list)
 
 
 def _shown(value: Any) -> str:

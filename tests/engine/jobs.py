@@ -1,5 +1,8 @@
 """What the ranks run in the engine's tests."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
@@ -9,45 +12,93 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
 
+LR = 1e-3
 
-class NegativeLogLikelihood:
-    metric_names = ("nll",)
-    temperature = 1.0
-    needs_entropy = False
+
+@dataclass
+class WeightedLikelihood:
+    """-log p with ``loss_weight`` where the sequences have it; unweighted as a metric."""
+
+    temperature: float = 1.0
+    needs_entropy: bool = True
+    metric_names: tuple[str, ...] = ("nll", "entropy")
 
     def __call__(self, logprobs, entropy, batch):
-        total = -(logprobs * batch.loss_mask).sum()
-        return total, {"nll": total}
+        weight = batch.fields.get("loss_weight", 1.0)
+        loss = -(logprobs * batch.loss_mask * weight).sum()
+        metrics = {"nll": -(logprobs * batch.loss_mask).sum()}
+        metrics["entropy"] = (entropy * batch.loss_mask).sum()
+        return loss, metrics
 
 
-def make_sequences(vocab: int, lengths: list[int], seed: int = 0) -> list[Sequence]:
-    generator = torch.Generator().manual_seed(seed)
-    out = []
+def make_sequences(vocab: int, lengths: list[int], *, weighted: bool = False) -> list[Sequence]:
+    """Random tokens; the last two thirds of each sequence are trained on."""
+    generator = torch.Generator().manual_seed(0)
+    sequences = []
     for length in lengths:
         ids = torch.randint(0, vocab, (length,), generator=generator).tolist()
-        mask = [0.0] * (length // 3 + 1) + [1.0] * (length - length // 3 - 1)
-        out.append(Sequence(token_ids=ids, loss_mask=mask))
-    return out
+        unseen = length // 3 + 1
+        mask = [0.0] * unseen + [1.0] * (length - unseen)
+        weights = torch.rand(length, generator=generator).tolist()
+        sequences.append(Sequence(ids, mask, {"loss_weight": weights} if weighted else {}))
+    return sequences
 
 
-def build_engine(rank, world, path, parallel: dict, *, lr=1e-3, micro_batch_tokens=64, dtype="float32"):
-    config = ModelConfig(path=path, dtype=dtype, parallel=ParallelConfig(**parallel))
+def build(
+    rank, world, path, parallel, *, micro_batch_tokens=64, dtype="float32", optimizer=None
+) -> ModelEngine:
+    config = ModelConfig(path=str(path), dtype=dtype, parallel=ParallelConfig(**parallel))
     topology = Topology.of(config.parallel, world)
-    groups = make_groups(topology, seed=1)
     return ModelEngine(
         ModelSpec.read(path),
         config,
         topology,
-        groups,
+        make_groups(topology, seed=1),
         rank,
         micro_batch_tokens=micro_batch_tokens,
-        optimizer=OptimizerConfig(lr=lr),
+        optimizer=optimizer or OptimizerConfig(lr=LR),
     )
 
 
-def logprobs_then_train(rank, world, path, parallel, lengths, steps):
-    engine = build_engine(rank, world, path, parallel)
-    sequences = make_sequences(engine.spec.vocab_size, lengths)
-    before = engine.logprobs(sequences)
-    metrics = [engine.train_step(sequences, NegativeLogLikelihood(), lr=1e-3) for _ in range(steps)]
-    return before, metrics
+def train(engine, sequences, steps, loss=None):
+    loss = loss or WeightedLikelihood()
+    return [engine.train_step(sequences, loss, lr=LR) for _ in range(steps)]
+
+
+def logprobs_then_train(rank, world, path, parallel, sequences, steps, settings, temperature=1.0):
+    """This rank's log-probabilities before, and the metrics of every step."""
+    engine = build(rank, world, path, parallel, **settings)
+    before = engine.logprobs(sequences, temperature=temperature)
+    return before, train(engine, sequences, steps, WeightedLikelihood(temperature))
+
+
+def save_then_train(rank, world, path, parallel, sequences, directory, settings):
+    """Two steps, a checkpoint, three more steps; the metrics of those."""
+    from megarlhf.engine import checkpoint
+
+    engine = build(rank, world, path, parallel, **settings)
+    train(engine, sequences, 2)
+    checkpoint.save(engine, Path(directory))
+    return train(engine, sequences, 3)
+
+
+def load_then_train(rank, world, path, parallel, sequences, directory, settings):
+    """A fresh engine goes on from a checkpoint."""
+    from megarlhf.engine import checkpoint
+
+    engine = build(rank, world, path, parallel, **settings)
+    checkpoint.load(engine, Path(directory))
+    return train(engine, sequences, 3)
+
+
+def refusal_to_load(rank, world, path, directory):
+    """The `UserError` that loading raises."""
+    from megarlhf.engine import checkpoint
+    from megarlhf.errors import UserError
+
+    engine = build(rank, world, path, {})
+    try:
+        checkpoint.load(engine, Path(directory))
+    except UserError as error:
+        return str(error)
+    return None

@@ -56,8 +56,9 @@ def test_a_directory_is_replaced_as_a_whole(ranks, llama, tmp_path):
     out = tmp_path / "out"
     ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, 10_000)
     (out / "left over").write_text("")
-    (tmp_path / "out.partial").mkdir()  # what a killed export left
-    (tmp_path / "out.partial" / "half.safetensors").write_text("")
+    for left_by_a_killed_export in ("out.partial", "out.previous"):
+        (tmp_path / left_by_a_killed_export).mkdir()
+        (tmp_path / left_by_a_killed_export / "half.safetensors").write_text("")
     (llama / "chat_template.jinja").write_text("{{ messages }}")
     (llama / "pytorch_model.bin").write_text("not a companion")
     try:
@@ -78,26 +79,3 @@ def test_a_failed_export_leaves_the_directory_as_it_was(ranks, llama, tmp_path):
     before = {file.name: file.read_bytes() for file in out.iterdir()}
     assert ranks.run(1, jobs.load_and_export, llama, {}, out, None, True) == [True]
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    "heads",
-    [
-        {"num_attention_heads": 4, "num_key_value_heads": 2},
-        {"num_attention_heads": 4, "num_key_value_heads": 4},
-        {"num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 16},
-    ],
-    ids=["gqa", "mha", "head_dim-not-hidden-over-heads"],
-)
-def test_logits_of_a_pack_are_hugging_faces_of_each_sequence(ranks, tmp_path, heads):
-    from tests.models.tiny import write_llama
-
-    write_llama(tmp_path, **heads)
-    lengths = [11, 7, 7, 1]  # two of one length run as a batch
-    ids = torch.randint(0, 101, (26,), generator=torch.Generator().manual_seed(0))
-    (packed,) = ranks.run(1, jobs.logits_of, tmp_path, lengths, ids.tolist())
-    model = AutoModelForCausalLM.from_pretrained(tmp_path)
-    with torch.no_grad():
-        separate = torch.cat([model(part[None]).logits[0] for part in ids.split(lengths)])
-    print("LOGITS", (packed - separate).abs().max(), separate.abs().max())
-    torch.testing.assert_close(packed, separate, rtol=0, atol=1e-4)

@@ -67,6 +67,7 @@ def export_huggingface(
         _write_companions(spec, partial, shards, dtype)
         previous = directory.with_name(directory.name + ".previous")
         if directory.exists():
+            shutil.rmtree(previous, ignore_errors=True)  # left by an export that was killed
             directory.rename(previous)
         partial.rename(directory)
         shutil.rmtree(previous, ignore_errors=True)

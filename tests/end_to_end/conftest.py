@@ -1,0 +1,96 @@
+"""A tiny model with a tokenizer, and how to run the command line as a user does."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megarlhf.report.metrics import MetricsLog
+
+REWARD = """
+def reward_func(queries, prompts, labels):
+    # Short answers score: something a model of random weights can learn within a few steps.
+    return [1.0 / (1 + len(query) - len(prompt)) for query, prompt in zip(queries, prompts)]
+"""
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory) -> Path:
+    from megarlhf.demo.model import make_model
+
+    directory = tmp_path_factory.mktemp("model")
+    make_model(directory, seed=7)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def prompts_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("data") / "prompts.jsonl"
+    words = ["one", "two", "three", "four", "five", "six", "seven"]
+    rows = [{"question": f"what is {a} plus {b}?", "label": a} for a in words for b in words]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def reward_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("reward") / "my_reward.py"
+    file.write_text(REWARD)
+    return file
+
+
+@pytest.fixture(scope="session")
+def rl_command(model_dir, prompts_file, reward_file):
+    """Builds `megarlhf rl` with small settings; later overrides win."""
+
+    def command(out: Path, *overrides: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "megarlhf", "rl"),
+            f"model.path={model_dir}",
+            "model.dtype=float32",
+            f"data.prompts=json@{prompts_file}",
+            f"data.eval_prompts=json@{prompts_file}",
+            "data.input_key=question",
+            "data.label_key=label",
+            "data.apply_chat_template=true",
+            "data.max_prompt_tokens=32",
+            f"reward.function={reward_file}",
+            "rollout.prompts_per_step=6",
+            "rollout.samples_per_prompt=4",
+            "rollout.max_new_tokens=12",
+            "optimizer.lr=1e-3",
+            "algorithm.kl_coef=0.01",
+            "train.micro_batch_tokens=256",
+            f"output.dir={out}",
+            *overrides,
+        ]
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def run_cli():
+    def run(command: list[str], *, status: int = 0, timeout: float = 180) -> str:
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == status, done.stdout[-3000:] + done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    return run
+
+
+def figures(run: Path) -> list[dict]:
+    """A run's metrics without what depends on the clock."""
+    return [
+        {k: v for k, v in row.items() if k != "time" and not k.startswith("seconds")}
+        for row in MetricsLog.read(run)
+    ]

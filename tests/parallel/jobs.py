@@ -1,0 +1,74 @@
+"""What the ranks run in the tests of parallel/."""
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.errors import UserError
+from megarlhf.parallel.launched import LaunchedRank
+from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+
+
+def megatron_groups(rank, world, layouts):
+    """For each (tp, cp, dp, pp), Megatron's groups of each dimension."""
+    from megatron.core.parallel_state import RankGenerator
+
+    found = []
+    for tp, cp, dp, pp in layouts:
+        generator = RankGenerator(tp=tp, ep=1, dp=dp, pp=pp, cp=cp, order="tp-cp-ep-dp-pp")
+        found.append({name: generator.get_ranks(name) for name in ("tp", "cp", "dp", "pp")})
+    return found
+
+
+def megatron_layers(rank, world, cases):
+    """For each (layers, pp, vpp), the first layer of every [stage][chunk]."""
+    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+
+    found = []
+    for layers, pp, vpp in cases:
+        config = TransformerConfig(
+            num_layers=layers,
+            hidden_size=8,
+            num_attention_heads=1,
+            pipeline_model_parallel_size=pp,
+            virtual_pipeline_model_parallel_size=vpp if vpp > 1 else None,
+            pipeline_dtype=torch.float32,
+            overlap_p2p_comm=vpp > 1,
+            batch_p2p_comm=False,
+        )
+        found.append(
+            [
+                [
+                    get_transformer_layer_offset(config, chunk if vpp > 1 else None, stage)
+                    for chunk in range(vpp)
+                ]
+                for stage in range(pp)
+            ]
+        )
+    return found
+
+
+def shard_logprobs(rank, world, shards, targets, upstream, settings):
+    """Log-probabilities, entropy and this rank's gradient, for its columns of the logits."""
+    logits = shards[rank].clone().requires_grad_()
+    logprobs, entropy = vocab_parallel_logprobs(
+        logits, targets, group=dist.group.WORLD, with_entropy=True, **settings
+    )
+    logprobs.backward(upstream)
+    return logprobs.detach(), entropy, logits.grad
+
+
+def agree(rank, world):
+    """What `LaunchedRank.first` and `any` answer on each rank."""
+    launched = LaunchedRank(rank, world, "unused", 0)
+
+    def refuse():
+        raise UserError("no such file", where="data.train", fix="give one")
+
+    try:
+        launched.first(refuse)
+        text = "accepted"
+    except UserError as error:
+        text = str(error)
+    drawn = launched.first(lambda: f"drawn by {rank}")
+    return text, drawn, launched.any(rank == world - 1), launched.any(False)
