@@ -69,6 +69,7 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     }
     if engine.optimizer is not None:
         models = state["model0"] if len(engine.chunks) == 1 else dict(state)
+        _count_padding_as_data(engine)
         state["optimizer"] = engine.optimizer.sharded_state_dict(
             models, is_loading=loading, metadata=_METADATA
         )
@@ -79,3 +80,18 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     world = engine.topology.world
     state["random"] = ShardedObject("random", random, (world,), (engine.rank,))
     return state
+
+
+def _count_padding_as_data(engine: "ModelEngine") -> None:
+    """Keep optimizer state in its place where a gradient buffer has several buckets.
+
+    Tied embeddings in a pipeline have a bucket of their own. megatron-core 0.16.1 leaves the padding
+    between buckets out where it gathers the state, but counts it where it cuts the parameters out
+    of that: all behind the first bucket would be shifted, silently. Mended upstream in
+    https://github.com/NVIDIA/Megatron-LM/pull/5077; without padding both agree.
+    """
+    for chunk in engine.wrapped:
+        for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers):
+            buffer.numel_unpadded = buffer.numel
+            for bucket in buffer.buckets:
+                bucket.numel_unpadded = bucket.grad_data.numel()

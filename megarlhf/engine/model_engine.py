@@ -17,7 +17,7 @@ from megarlhf.models.build import build_chunks, transformer_config
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import load_huggingface
-from megarlhf.parallel import device
+from megarlhf.parallel import context, device
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
@@ -140,7 +140,8 @@ class ModelEngine:
         found: dict[int, list[float]] = {}
         lengths = [len(sequence.token_ids) for sequence in sequences]
         for batch, values in zip(batches, outputs, strict=True):
-            found.update(packing.scatter(values.cpu(), batch, lengths))
+            whole = context.gather_tokens(values, batch.lengths, self.groups.cp)
+            found.update(packing.scatter(whole.cpu(), batch, lengths))
         return found
 
     def train_step(
@@ -193,9 +194,11 @@ class ModelEngine:
 
     def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
+        # Sequence parallelism cuts a rank's tokens by tp, context parallelism a sequence by 2 cp.
         multiple = self.topology.tp if self.topology.sequence_parallel else 1
+        multiple *= 2 * self.topology.cp if self.topology.cp > 1 else 1
         shares = packing.partition(
-            [len(sequence.token_ids) for sequence in sequences],
+            [packing.padded_length(len(sequence.token_ids), multiple) for sequence in sequences],
             dp_size=self.topology.dp,
             max_tokens=self.micro_batch_tokens,
             multiple_of=self.topology.pp if self.topology.vpp > 1 else 1,
@@ -225,6 +228,8 @@ class ModelEngine:
     def _run(self, batches: list[MicroBatch], consume: Any, *, forward_only: bool) -> list[Any]:
         """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        batches = [context.local_part(b, self.place.cp, self.topology.cp) for b in batches]
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)

@@ -1,0 +1,227 @@
+"""Causal attention over packed sequences, on one rank or over a context-parallel ring.
+
+Ring attention (Liu et al. 2023, arXiv:2310.01889) with the zig-zag cut of `context`: keys and values
+travel round the ring; every rank merges the blocks it sees by their log-sum-exp (the online softmax of
+Milakov and Gimelshein 2018, arXiv:1805.02867). In the backward pass dK and dV travel with their block.
+
+Shapes: T packed tokens of this rank, n query heads, g key/value heads, d head size.
+"""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.parallel.flash import block_backward, block_forward
+
+
+class Run(NamedTuple):
+    """Neighbouring sequences of equal length: tokens [begin, end), ``count`` sequences."""
+
+    begin: int
+    end: int
+    count: int
+
+
+def packed_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    lengths: Sequence[int],
+    *,
+    scale: float,
+    group: dist.ProcessGroup | None = None,
+) -> torch.Tensor:
+    """Causal attention inside each packed sequence, none across.
+
+    Args:
+        query: [T, n, d].
+        key: [T, g, d].
+        value: [T, g, d].
+        lengths: This rank's length of each sequence, host integers; even under context parallelism.
+        scale: Of the scores.
+        group: Context-parallel group; None, or of size 1, on one rank.
+
+    Returns:
+        [T, n, d].
+    """
+    return _PackedRingAttention.apply(query, key, value, tuple(lengths), scale, group)
+
+
+def runs_of(lengths: Sequence[int]) -> list[Run]:
+    """Group neighbours of equal length, so that each run is one batched kernel call."""
+    runs, begin = [], 0
+    for length, same in groupby(lengths):
+        count = sum(1 for _ in same)
+        runs.append(Run(begin, begin + count * length, count))
+        begin = runs[-1].end
+    return runs
+
+
+class _PackedRingAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query, key, value, lengths, scale, group):  # noqa: ANN001, ANN205
+        runs = runs_of(lengths)
+        ring = _Ring(group)
+        wide = torch.promote_types(query.dtype, torch.float32)
+        lse = torch.full(query.shape[:2], float("-inf"), dtype=wide, device=query.device)
+        if ring.size == 1:  # one block a sequence: nothing to merge
+            out, merge = torch.empty_like(query), _assign
+        else:
+            out, merge = torch.zeros(query.shape, dtype=wide, device=query.device), _merge
+        pair = torch.stack((key, value))
+        for source in ring.sources():
+            incoming = ring.shift(pair)
+            block = _Block.of(ring.rank, source)
+            for run in runs:
+                q, k, v = block.cut(run, query, *pair)
+                block_out, block_lse = block_forward(q, k, v, causal=block.causal, scale=scale)
+                rows = block.query_view(run, out), block.query_view(run, lse[..., None])[..., 0]
+                merge(*rows, block_out, block_lse)
+            pair = incoming.wait()
+        out = out.to(query.dtype)
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.runs, ctx.scale, ctx.group = runs, scale, group
+        return out
+
+    @staticmethod
+    def backward(ctx, grad_out):  # noqa: ANN001, ANN205
+        query, key, value, out, lse = ctx.saved_tensors
+        ring = _Ring(ctx.group)
+        grad_out = grad_out.contiguous()
+        grad_query = torch.zeros(query.shape, dtype=lse.dtype, device=query.device)
+        pair = torch.stack((key, value))
+        grad_pair = torch.zeros(pair.shape, dtype=lse.dtype, device=query.device)
+        for source in ring.sources():
+            incoming = ring.shift(pair)
+            block = _Block.of(ring.rank, source)
+            for run in ctx.runs:
+                q, k, v = block.cut(run, query, *pair)
+                dq, dk, dv = block_backward(
+                    block.query_view(run, grad_out).contiguous(),
+                    *(q, k, v),
+                    block.query_view(run, out).contiguous(),
+                    block.query_view(run, lse[..., None])[..., 0].contiguous(),
+                    causal=block.causal,
+                    scale=ctx.scale,
+                )
+                block.query_view(run, grad_query).add_(dq)
+                block.key_view(run, grad_pair[0]).add_(dk)
+                block.key_view(run, grad_pair[1]).add_(dv)
+            pair = incoming.wait()
+            # After the last block this shift brings every gradient home.
+            grad_pair = ring.shift(grad_pair, always=True).wait()
+        return (
+            grad_query.to(query.dtype),
+            grad_pair[0].to(key.dtype),
+            grad_pair[1].to(value.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+class _Block(NamedTuple):
+    """Which part of the local queries sees which part of a rank's keys.
+
+    With zig-zag, a rank's sequence is an early chunk and a late one. Its own keys: plainly causal. Keys
+    of a lower rank: their early chunk is before both of ours, their late one after both. Keys of a
+    higher rank: both chunks are before our late one and after our early one.
+    """
+
+    queries: slice
+    keys: slice
+    causal: bool
+
+    @classmethod
+    def of(cls, rank: int, source: int) -> "_Block":
+        if source == rank:
+            return cls(slice(0, 2), slice(0, 2), causal=True)
+        if source < rank:
+            return cls(slice(0, 2), slice(0, 1), causal=False)
+        return cls(slice(1, 2), slice(0, 2), causal=False)
+
+    def cut(
+        self, run: Run, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """The run's queries [B, n, Lq, d], keys and values [B, g, Lk, d] of this block."""
+        return self.query_view(run, query), self.key_view(run, key), self.key_view(run, value)
+
+    def query_view(self, run: Run, tokens: torch.Tensor) -> torch.Tensor:
+        """[T, n, d] -> a view of the run's visible queries, [B, n, Lq, d]."""
+        return self._view(run, tokens, self.queries)
+
+    def key_view(self, run: Run, tokens: torch.Tensor) -> torch.Tensor:
+        """[T, g, d] -> a view of the run's visible keys, [B, g, Lk, d]."""
+        return self._view(run, tokens, self.keys)
+
+    @staticmethod
+    def _view(run: Run, tokens: torch.Tensor, halves: slice) -> torch.Tensor:
+        sequences = tokens[run.begin : run.end].unflatten(0, (run.count, -1))
+        if halves != slice(0, 2):
+            half = sequences.shape[1] // 2
+            sequences = sequences[:, halves.start * half : halves.stop * half]
+        return sequences.transpose(1, 2)
+
+
+def _merge(
+    out: torch.Tensor, lse: torch.Tensor, block_out: torch.Tensor, block_lse: torch.Tensor
+) -> None:
+    """Add a block to a running softmax-weighted mean, in place."""
+    total = torch.logaddexp(lse, block_lse)
+    out.mul_((lse - total).exp()[..., None]).add_(block_out * (block_lse - total).exp()[..., None])
+    lse.copy_(total)
+
+
+def _assign(
+    out: torch.Tensor, lse: torch.Tensor, block_out: torch.Tensor, block_lse: torch.Tensor
+) -> None:
+    """The only block is the result."""
+    out.copy_(block_out)
+    lse.copy_(block_lse)
+
+
+class _Ring:
+    """Passing a tensor on to the next rank of a group, and getting the previous rank's."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self._group = group
+        self.size = group.size() if group is not None else 1
+        self.rank = group.rank() if group is not None else 0
+        self._steps_left = self.size
+
+    def sources(self) -> list[int]:
+        """Whose keys are here, step by step."""
+        return [(self.rank - step) % self.size for step in range(self.size)]
+
+    def shift(self, tensor: torch.Tensor, *, always: bool = False) -> "_Shift":
+        """Start passing on; nothing travels when the last block is reached (unless ``always``)."""
+        if not always:
+            self._steps_left -= 1
+        if self.size == 1 or (self._steps_left == 0 and not always):
+            return _Shift(tensor, [])
+        received = torch.empty_like(tensor)
+        following = dist.get_global_rank(self._group, (self.rank + 1) % self.size)
+        previous = dist.get_global_rank(self._group, (self.rank - 1) % self.size)
+        works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(dist.isend, tensor, following, self._group),
+                dist.P2POp(dist.irecv, received, previous, self._group),
+            ]
+        )
+        return _Shift(received, works)
+
+
+class _Shift:
+    """A tensor on its way."""
+
+    def __init__(self, tensor: torch.Tensor, works: list) -> None:
+        self._tensor, self._works = tensor, works
+
+    def wait(self) -> torch.Tensor:
+        """The tensor, once it is here and ours has left."""
+        for work in self._works:
+            work.wait()
+        return self._tensor

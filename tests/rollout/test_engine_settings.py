@@ -1,0 +1,42 @@
+"""What an engine is started with; no vLLM here."""
+
+import json
+
+import pytest
+
+from megarlhf.rollout.engine import engine_environment, stop_token_ids
+
+
+@pytest.mark.parametrize(
+    ("generation_config", "tokenizer_eos", "ids"),
+    [
+        (None, 2, [2]),
+        (None, None, []),
+        ({}, 2, [2]),
+        ({"eos_token_id": None}, 2, [2]),
+        ({"eos_token_id": 2}, 2, [2]),
+        ({"eos_token_id": 0}, 2, [0, 2]),
+        ({"eos_token_id": [128009, 128001]}, 128009, [128001, 128009]),
+        ({"eos_token_id": [9, 5]}, None, [5, 9]),
+    ],
+)
+def test_a_response_ends_at_every_eos_of_the_model(tmp_path, generation_config, tokenizer_eos, ids):
+    if generation_config is not None:
+        (tmp_path / "generation_config.json").write_text(json.dumps(generation_config))
+    assert stop_token_ids(tmp_path, tokenizer_eos) == ids
+
+
+def test_on_a_gpu_nothing_is_imposed():
+    assert engine_environment(4, on_gpu=True) == {}
+
+
+def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):
+    monkeypatch.delenv("VLLM_LOGGING_LEVEL", raising=False)
+    environment = engine_environment(3, on_gpu=False)
+    assert all(isinstance(value, str) for value in environment.values())  # Ray takes no others
+    assert environment["VLLM_CPU_KVCACHE_SPACE"] == "3"
+    assert environment["VLLM_ENABLE_V1_MULTIPROCESSING"] == "0"
+    assert environment["VLLM_CPU_OMP_THREADS_BIND"] == "nobind"
+    assert environment["VLLM_LOGGING_LEVEL"] == "ERROR"
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
+    assert engine_environment(3, on_gpu=False)["VLLM_LOGGING_LEVEL"] == "DEBUG"

@@ -1,0 +1,35 @@
+import signal
+
+import pytest
+
+from megarlhf.trainer.stopping import StopRequest
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Handlers of this test's own, so that a broken restoration harms no other test."""
+    before = {number: signal.signal(number, lambda *_: None) for number in SIGNALS}
+    yield [signal.getsignal(number) for number in SIGNALS]
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("first", SIGNALS)
+@pytest.mark.parametrize("second", SIGNALS)
+def test_the_first_signal_asks_and_the_second_stops(capsys, handlers, first, second):
+    with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
+        assert not stop
+        signal.raise_signal(first)
+        assert stop
+        assert "stopping after this step" in capsys.readouterr().out
+        signal.raise_signal(second)
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_handlers_come_back(handlers):
+    with StopRequest() as stop:
+        assert [signal.getsignal(number) for number in SIGNALS] != handlers
+    assert not stop
+    assert [signal.getsignal(number) for number in SIGNALS] == handlers
