@@ -21,7 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 # The words for 0 to 12. No running total leaves this range.
-NUMBERS = tuple("zero one two three four five six seven eight nine ten eleven twelve".split(" "))
+NUMBERS = (
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+)
 LARGEST = 6  # a sum adds up numbers from 1 to this one
 STEPS = 3  # how many of them follow the first
 HELD_OUT_OF = 8  # one sum in so many is held out

@@ -105,6 +105,10 @@ class ModelEngine:
             pg_collection=self.groups,
         )
 
+        for group in self.optimizer.param_groups:
+            # Norms are not decayed: Megatron says so in the group, but only its scheduler reads it.
+            group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+
         def finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
             # The loss is divided already, by the global count: no second division here.
             finalize_model_grads(model, None, **kwargs)

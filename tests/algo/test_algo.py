@@ -179,9 +179,7 @@ def test_policy_loss_is_the_loop_over_tokens(kind, old, reference):
     loss, metrics = PolicyLoss(config, temperature=1.0)(new, entropy, batch)
     expected, sums = naive_loss(config, logprobs.tolist(), before, entropy.tolist(), batch)
     assert loss.item() == pytest.approx(expected, rel=1e-12)
-    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(
-        sums, rel=1e-12
-    )
+    assert {name: value.item() for name, value in metrics.items()} == pytest.approx(sums, rel=1e-12)
     assert tuple(metrics) == PolicyLoss.metric_names
     if old:
         assert sums["clip_fraction"] > 0
@@ -215,9 +213,7 @@ def test_tokens_that_are_not_trained_have_no_part():
 def test_negative_log_likelihood_sums_what_is_trained():
     logprobs, _, batch = draw_batch(old=False, reference=False)
     loss, metrics = NegativeLogLikelihood()(logprobs, None, batch)
-    trained = [
-        -p for p, m in zip(logprobs.tolist(), batch.loss_mask.tolist(), strict=True) if m
-    ]
+    trained = [-p for p, m in zip(logprobs.tolist(), batch.loss_mask.tolist(), strict=True) if m]
     assert loss.item() == pytest.approx(math.fsum(trained), rel=1e-12)
     assert metrics == {}
 

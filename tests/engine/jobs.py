@@ -13,6 +13,8 @@ from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
 
 LR = 1e-3
+# With the usual eps of 1e-8 Adam turns the rounding of a gradient near zero into a step of full size.
+OPTIMIZER = OptimizerConfig(lr=LR, eps=1e-5)
 
 
 @dataclass
@@ -45,9 +47,17 @@ def make_sequences(vocab: int, lengths: list[int], *, weighted: bool = False) ->
 
 
 def build(
-    rank, world, path, parallel, *, micro_batch_tokens=64, dtype="float32", optimizer=None
+    rank,
+    world,
+    path,
+    parallel,
+    *,
+    micro_batch_tokens=64,
+    dtype="float32",
+    recompute="none",
+    optimizer=OPTIMIZER,
 ) -> ModelEngine:
-    config = ModelConfig(path=str(path), dtype=dtype, parallel=ParallelConfig(**parallel))
+    config = ModelConfig(str(path), dtype, recompute, ParallelConfig(**parallel))
     topology = Topology.of(config.parallel, world)
     return ModelEngine(
         ModelSpec.read(path),
@@ -56,7 +66,7 @@ def build(
         make_groups(topology, seed=1),
         rank,
         micro_batch_tokens=micro_batch_tokens,
-        optimizer=optimizer or OptimizerConfig(lr=LR),
+        optimizer=optimizer,
     )
 
 
@@ -65,11 +75,21 @@ def train(engine, sequences, steps, loss=None):
     return [engine.train_step(sequences, loss, lr=LR) for _ in range(steps)]
 
 
-def logprobs_then_train(rank, world, path, parallel, sequences, steps, settings, temperature=1.0):
-    """This rank's log-probabilities before, and the metrics of every step."""
+def logprobs_and_train(rank, world, path, parallel, sequences, steps, settings, temperature=1.0):
+    """This rank's log-probabilities before, the metrics of every step, log-probabilities after."""
     engine = build(rank, world, path, parallel, **settings)
     before = engine.logprobs(sequences, temperature=temperature)
-    return before, train(engine, sequences, steps, WeightedLikelihood(temperature))
+    metrics = train(engine, sequences, steps, WeightedLikelihood(temperature))
+    return before, metrics, engine.logprobs(sequences, temperature=temperature)
+
+
+def refusal_to_train(rank, world, path, sequences):
+    """The `ValueError` that a step raises."""
+    try:
+        train(build(rank, world, path, {}), sequences, 1)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def save_then_train(rank, world, path, parallel, sequences, directory, settings):

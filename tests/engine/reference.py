@@ -4,44 +4,49 @@ from functools import cache
 
 import torch
 
-from megarlhf.config.schema import OptimizerConfig
-from tests.engine.jobs import LR, make_sequences
+from tests.engine.jobs import LR, OPTIMIZER, make_sequences
 
 
 @cache
-def hugging_face(path, lengths, steps, *, weighted=False, temperature=1.0):
-    """Log-probabilities before training, by sequence, and the metrics of every step."""
+def hugging_face(path, lengths, steps, *, weighted=False, temperature=1.0, settings=OPTIMIZER):
+    """Log-probabilities by sequence, before and after, and the metrics of every step.
+
+    Weight decay spares the norms, as Megatron's does.
+    """
     from transformers import AutoModelForCausalLM
 
     sequences = make_sequences(101, lengths, weighted=weighted)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float64)
-    settings = OptimizerConfig()
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    norms = [p for p in model.parameters() if p.ndim == 1]
     optimizer = torch.optim.AdamW(
-        model.parameters(),
+        [{"params": matrices}, {"params": norms, "weight_decay": 0.0}],
         lr=LR,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
-        weight_decay=0.0,
+        weight_decay=settings.weight_decay,
     )
-    before, metrics = None, []
-    for _ in range(max(steps, 1)):
+    masks = [_of_predictions(s.loss_mask) for s in sequences]
+    weights = [
+        _of_predictions(s.fields["loss_weight"]) * mask if weighted else mask
+        for s, mask in zip(sequences, masks, strict=True)
+    ]
+    snapshots, metrics = [], []
+    for step in range(steps + 1):
         logprobs, entropies = {}, {}
         for index, sequence in enumerate(sequences):
             ids = torch.tensor(sequence.token_ids)
             log_p = (model(ids[None]).logits[0, :-1] / temperature).log_softmax(-1)
             logprobs[index] = log_p.gather(1, ids[1:, None]).squeeze(1)
             entropies[index] = -(log_p.exp() * log_p).sum(-1)
-        if before is None:
-            before = {index: [0.0, *values.tolist()] for index, values in logprobs.items()}
-        masks = [torch.tensor(s.loss_mask[1:], dtype=torch.float64) for s in sequences]
-        weights = [
-            torch.tensor(s.fields.get("loss_weight", s.loss_mask)[1:], dtype=torch.float64) * mask
-            for s, mask in zip(sequences, masks, strict=True)
-        ]
+        snapshots.append({index: [0.0, *values.tolist()] for index, values in logprobs.items()})
+        if step == steps:
+            break
         loss = -_mean(logprobs, weights)
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_grad)
+        most = settings.clip_grad or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), most)
         optimizer.step()
         metrics.append(
             {
@@ -51,7 +56,11 @@ def hugging_face(path, lengths, steps, *, weighted=False, temperature=1.0):
                 "grad_norm": norm.item(),
             }
         )
-    return before, metrics
+    return snapshots[0], metrics, snapshots[-1]
+
+
+def _of_predictions(values):
+    return torch.tensor(values[1:], dtype=torch.float64)
 
 
 def _mean(values, weights):

@@ -31,8 +31,8 @@ LLAMA3 = {
 )
 def test_inverse_frequencies_are_hugging_faces(keys):
     raw = {"model_type": "llama", **CONFIG, "head_dim": 32, **keys}
-    theirs = LlamaRotaryEmbedding(LlamaConfig(**{k: v for k, v in raw.items()}))
-    assert torch.equal(inverse_frequencies(raw, 32), theirs.inv_freq)
+    ours = inverse_frequencies(raw, 32)
+    assert torch.equal(ours, LlamaRotaryEmbedding(LlamaConfig(**raw)).inv_freq)
 
 
 def test_angles_follow_the_position_in_each_sequence():

@@ -76,7 +76,10 @@ def test_large_logits_neither_overflow_nor_vanish():
         logits, torch.tensor([1]), vocab_size=3, with_entropy=True
     )
     values.backward(torch.ones(1))
-    expected, expected_entropy = -1.3132616875182228, 0.5822032860947632  # log 1/(1 + e), of (p, 1-p)
+    expected, expected_entropy = (
+        -1.3132616875182228,
+        0.5822032860947632,
+    )  # log 1/(1 + e), of (p, 1-p)
     torch.testing.assert_close(values.item(), expected, rtol=1e-6, atol=0)
     torch.testing.assert_close(entropy.item(), expected_entropy, rtol=1e-6, atol=0)
     assert logits.grad.isfinite().all()

@@ -1,0 +1,39 @@
+"""Every file under configs/ is one that a command takes."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megarlhf.config import checks, loader
+from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.rollout.rewards import load_reward_function
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def files(*suffixes):
+    found = sorted(file for file in CONFIGS.rglob("*") if file.suffix in suffixes)
+    return pytest.mark.parametrize(
+        "file", found, ids=[str(file.relative_to(CONFIGS)) for file in found]
+    )
+
+
+def command_of(file: Path) -> type:
+    """Files of supervised fine-tuning have "sft" in their path: sft.yaml, sft/llama3-8b.yaml."""
+    words = re.split(r"[^a-z0-9]+", str(file.relative_to(CONFIGS)).lower())
+    return SFTConfig if "sft" in words else RLConfig
+
+
+@files(".yaml", ".yml")
+def test_a_configuration_is_sound_in_itself(file):
+    config = loader.load(command_of(file), file)
+    checks.check_ranges(config)
+    checks.check_input_text(config.data)
+    if isinstance(config, RLConfig):
+        checks.check_rollout_batch(config)
+
+
+@files(".py")
+def test_a_reward_is_callable(file):
+    load_reward_function(str(file))
