@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from megarlhf import __version__
@@ -79,7 +80,44 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--dir", default="runs/demo", help="where to (default: %(default)s)")
     demo.add_argument("--seed", type=int, default=1)
     demo.set_defaults(run=_run_demo)
+    _add_parity(commands)
     return parser
+
+
+def _add_parity(commands: Any) -> None:
+    parity = commands.add_parser(
+        "parity", help="check that every parallel layout of a model computes the same function"
+    )
+    parity.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face files")
+    parity.add_argument(
+        "--layouts",
+        nargs="*",
+        default=(),
+        metavar="LAYOUT",
+        help="such as tp2.sp.pp2.cp2, of tpN ppN vppN cpN epN dpN sp (default: all that make sense)",
+    )
+    parity.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
+    parity.add_argument("--steps", type=_positive, default=20, help="optimizer steps (%(default)s)")
+    parity.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
+    parity.add_argument("--max-ranks", type=_positive, default=8, help="of a layout (%(default)s)")
+    parity.add_argument("--seed", type=int, default=0, help="of the batch")
+    parity.add_argument(
+        "--tolerance",
+        type=float,
+        default=1.0,
+        help="times the thresholds of docs/parity.md (%(default)s); large models round more",
+    )
+    parity.add_argument(
+        "--timeout", type=float, default=600.0, help="seconds for a layout (%(default)s)"
+    )
+    parity.set_defaults(run=_run_parity)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def _run_configured(arguments: argparse.Namespace) -> int:
@@ -98,6 +136,24 @@ def _run_demo(arguments: argparse.Namespace) -> int:
     from megarlhf.demo.run import run_demo
 
     return run_demo(arguments.dir, arguments.seed)
+
+
+def _run_parity(arguments: argparse.Namespace) -> int:
+    from megarlhf.parity.tool import Settings, run_parity
+
+    return run_parity(
+        Settings(
+            model=arguments.model,
+            layouts=tuple(arguments.layouts),
+            dtype=arguments.dtype,
+            steps=arguments.steps,
+            max_ranks=arguments.max_ranks,
+            seed=arguments.seed,
+            tolerance=arguments.tolerance,
+            timeout_s=arguments.timeout,
+            json=arguments.json,
+        )
+    )
 
 
 def _complain(error: UserError) -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rank_pool import RankPool
+from megarlhf.parallel.pool import RankPool
 
 
 @pytest.fixture(scope="session")

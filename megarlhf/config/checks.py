@@ -58,6 +58,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         "at least 0",
         lambda number: number >= 0,
         (
+            "model.aux_loss_coef",
+            "model.z_loss_coef",
             "optimizer.lr",
             "optimizer.warmup_steps",
             "optimizer.weight_decay",

@@ -31,6 +31,8 @@ class ModelConfig:
         "bfloat16"  # parameters; bfloat16 keeps fp32 main copies
     )
     recompute: Literal["none", "selective", "full"] = "none"  # activations: keep or compute again
+    aux_loss_coef: float = 0.0  # mixtures of experts: weight of the load-balancing loss
+    z_loss_coef: float = 0.0  # mixtures of experts: weight of the router's z-loss
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 

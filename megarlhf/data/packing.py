@@ -136,6 +136,7 @@ def collate(
     targets: list[int] = []
     loss_mask: list[float] = []
     fields: dict[str, list[float]] = {name: [] for name in names}
+    is_padding: list[bool] = []
     lengths: list[int] = []
     for index in order:
         sequence = sequences[index]
@@ -144,6 +145,7 @@ def collate(
         padding = [0] * (length - len(sequence.token_ids))
         token_ids += [*sequence.token_ids, *padding]
         position_ids += range(length)
+        is_padding += [False] * len(sequence.token_ids) + [True] * len(padding)
         targets += [*sequence.token_ids[1:], 0, *padding]
         loss_mask += [*sequence.loss_mask[1:], 0, *padding]
         for name in names:
@@ -155,6 +157,7 @@ def collate(
         targets=torch.tensor(targets, dtype=torch.int64),
         loss_mask=torch.tensor(loss_mask, dtype=torch.float32),
         fields={name: torch.tensor(values, dtype=torch.float32) for name, values in fields.items()},
+        padding=torch.tensor(is_padding, dtype=torch.bool),
         lengths=tuple(lengths),
         order=tuple(order),
     )

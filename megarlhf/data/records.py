@@ -79,6 +79,7 @@ class MicroBatch:
         targets: int64 [T]; ``targets[t] = token_ids[t+1]`` inside a sequence, 0 at its last token.
         loss_mask: float32 [T]; 1 where the prediction made *at* t (of ``targets[t]``) is trained on.
         fields: float32 [T] each, shifted like ``targets``.
+        padding: bool [T]; True where the token only fills its sequence up to a multiple.
         lengths: Host integers, the packed sequences' lengths in order; they sum to T.
         order: For each packed sequence, its index in the list that was packed.
     """
@@ -88,5 +89,6 @@ class MicroBatch:
     targets: torch.Tensor
     loss_mask: torch.Tensor
     fields: dict[str, torch.Tensor]
+    padding: torch.Tensor
     lengths: tuple[int, ...]
     order: tuple[int, ...]

@@ -54,7 +54,12 @@ class ModelEngine:
         self.place = topology.coordinates(rank)
         self.micro_batch_tokens = micro_batch_tokens
         self.config = transformer_config(
-            spec, topology, dtype=config.dtype, recompute=config.recompute
+            spec,
+            topology,
+            dtype=config.dtype,
+            recompute=config.recompute,
+            aux_loss_coef=config.aux_loss_coef,
+            z_loss_coef=config.z_loss_coef,
         )
         self.chunks = build_chunks(spec, self.config, topology, groups, rank)
         load_huggingface(spec, topology, rank, self.chunks)
@@ -169,6 +174,10 @@ class ModelEngine:
         """
         batches = self._micro_batches(sequences)
         tokens, weight = _denominators(sequences)
+        # Megatron divides, in the one place where it scales a loss's gradient, so that a mixture's
+        # auxiliary losses, which it sums over all tokens, are divided with it.
+        everything = sum(len(sequence.token_ids) for sequence in sequences)
+        self.config.grad_scale_func = lambda total: total / everything
 
         def compute(
             logits: torch.Tensor, batch: MicroBatch
@@ -177,9 +186,9 @@ class ModelEngine:
                 logits, batch, loss.temperature, with_entropy=loss.needs_entropy
             )
             total, metrics = loss(logprobs, entropy, batch)
-            total = total / weight
             metrics = {name: value.detach() / tokens for name, value in metrics.items()}
-            return total, torch.ones((), dtype=torch.int), {"loss": total.detach(), **metrics}
+            metrics["loss"] = total.detach() / weight
+            return total * (everything / weight), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
             chunk.train()
@@ -244,6 +253,7 @@ class ModelEngine:
                 position_ids=positions[None],
                 attention_mask=None,
                 packed_seq_params=layout,
+                padding_mask=self._padding_mask(batch, model),
             )
             return logits, lambda output, **kwargs: consume(output, batch, **kwargs)
 
@@ -258,6 +268,17 @@ class ModelEngine:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+
+    def _padding_mask(self, batch: MicroBatch, model: Any) -> torch.Tensor | None:
+        """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
+        if not self.spec.num_experts:
+            return None
+        mask = batch.padding.to(self.device)
+        inner = getattr(model, "module", model)
+        if self.topology.sequence_parallel and not inner.pre_process:
+            # The first stage's model cuts the mask itself; the later ones do not.
+            mask = mask.chunk(self.topology.tp)[self.place.tp]
+        return mask[None]
 
     def _sum_metrics(
         self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]

@@ -33,7 +33,13 @@ _RECOMPUTE = {
 
 
 def transformer_config(
-    spec: ModelSpec, topology: Topology, *, dtype: str, recompute: str = "none"
+    spec: ModelSpec,
+    topology: Topology,
+    *,
+    dtype: str,
+    recompute: str = "none",
+    aux_loss_coef: float = 0.0,
+    z_loss_coef: float = 0.0,
 ) -> "TransformerConfig":
     """Megatron's configuration for a model under a layout."""
     device.prepare()
@@ -54,6 +60,9 @@ def transformer_config(
         bf16=dtype == "bfloat16",
         variable_seq_lengths=topology.pp > 1,  # packs differ in length
         moe_token_dispatcher_type="alltoall",  # variable lengths want it even without experts
+        moe_router_load_balancing_type="aux_loss",
+        moe_aux_loss_coeff=aux_loss_coef,
+        moe_z_loss_coeff=z_loss_coef or None,
         batch_p2p_comm=torch.cuda.is_available(),  # over gloo it is silently wrong
         overlap_p2p_comm=topology.vpp > 1,
         attention_dropout=0.0,
@@ -87,7 +96,7 @@ def build_chunks(
         stage = index if topology.vpp > 1 else None
         model = GPTModel(
             config,
-            block_spec(config.num_layers // (topology.pp * topology.vpp)),
+            block_spec(config, config.num_layers // (topology.pp * topology.vpp)),
             vocab_size=-(-spec.vocab_size // topology.tp) * topology.tp,
             max_sequence_length=int(spec.settings["max_sequence_length"]),
             pre_process=place.pp == 0 and index == 0,
@@ -115,6 +124,7 @@ def _mark_tensor_parallel(
 
     live = [dict(chunk.named_parameters()) for chunk in chunks]
     for parameter in parameters_of(spec, topology, rank):
-        if parameter.partition_dim is not None:
-            tensor = live[parameter.chunk][parameter.name]
+        tensor = live[parameter.chunk][parameter.name]
+        marked = hasattr(tensor, "tensor_model_parallel")  # biases are
+        if parameter.partition_dim is not None and not marked:
             set_tensor_model_parallel_attributes(tensor, True, parameter.partition_dim, 1)

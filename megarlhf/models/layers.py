@@ -1,6 +1,7 @@
 """The transformer layer as a Megatron spec: Megatron's linears around our norm and core attention."""
 
 from megarlhf.models.attention import PackedAttention
+from megarlhf.models.mixture import mixture_spec
 from megarlhf.models.normalization import RMSNorm
 from megarlhf.parallel import device
 
@@ -10,6 +11,7 @@ from megatron.core.tensor_parallel.layers import (  # noqa: E402
     ColumnParallelLinear,
     RowParallelLinear,
 )
+from megatron.core.transformer import TransformerConfig  # noqa: E402
 from megatron.core.transformer.attention import (  # noqa: E402
     SelfAttention,
     SelfAttentionSubmodules,
@@ -24,12 +26,15 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 
 
-def block_spec(num_layers: int) -> TransformerBlockSubmodules:
+def block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
     """The layers of one model chunk and the final norm (which only the last chunk builds)."""
-    return TransformerBlockSubmodules(layer_specs=[_layer_spec()] * num_layers, layer_norm=RMSNorm)
+    return TransformerBlockSubmodules(
+        layer_specs=[_layer_spec(config)] * num_layers, layer_norm=RMSNorm
+    )
 
 
-def _layer_spec() -> ModuleSpec:
+def _layer_spec(config: TransformerConfig) -> ModuleSpec:
+    head_norm = RMSNorm if config.qk_layernorm else None
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
@@ -41,16 +46,20 @@ def _layer_spec() -> ModuleSpec:
                     linear_qkv=ColumnParallelLinear,
                     core_attention=PackedAttention,
                     linear_proj=RowParallelLinear,
+                    q_layernorm=head_norm,
+                    k_layernorm=head_norm,
                 ),
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=ModuleSpec(
-                module=MLP,
-                submodules=MLPSubmodules(
-                    linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear
-                ),
-            ),
+            mlp=_dense_spec() if config.num_moe_experts is None else mixture_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
+    )
+
+
+def _dense_spec() -> ModuleSpec:
+    return ModuleSpec(
+        module=MLP,
+        submodules=MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear),
     )

@@ -54,6 +54,11 @@ class ModelSpec:
         return int(self.settings["num_layers"])
 
     @property
+    def num_experts(self) -> int:
+        """Experts of a layer; 0 for a dense model."""
+        return int(self.settings.get("num_moe_experts") or 0)
+
+    @property
     def vocab_size(self) -> int:
         """Vocabulary size without padding."""
         return int(self.settings["vocab_size"])
@@ -79,10 +84,18 @@ class ModelSpec:
 
     @cached_property
     def tensors(self) -> dict[str, Shape]:
-        """Every Hugging Face tensor's shape by name, in checkpoint order."""
+        """Every Hugging Face tensor's shape by name: embedding, then layer by layer, then the head."""
+        layered = [entry for entry in self.entries if entry.per_layer]
+        single = [entry for entry in self.entries if not entry.per_layer]
+        before = [entry for entry in single if entry.parameter.startswith("embedding.")]
+        after = [entry for entry in single if entry not in before]
+        order = [(entry, 0) for entry in before]
+        order += [(entry, layer) for layer in range(self.num_layers) for entry in layered]
+        order += [(entry, 0) for entry in after]
         shapes: dict[str, Shape] = {}
-        for entry in self.entries:
-            for layer in range(self.num_layers) if entry.per_layer else (0,):
+        for entry, layer in order:
+            for expert in range(self.num_experts if entry.per_expert else 1):
                 for tensor in entry.tensors:
-                    shapes[tensor.name.format(layer=layer)] = tensor.resolve(self.dims)
+                    name = tensor.name.format(layer=layer, expert=expert)
+                    shapes[name] = tensor.resolve(self.dims)
         return shapes

@@ -49,6 +49,7 @@ def local_part(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
         targets=batch.targets[mine],
         loss_mask=batch.loss_mask[mine],
         fields={name: values[mine] for name, values in batch.fields.items()},
+        padding=batch.padding[mine],
         lengths=tuple(length // size for length in batch.lengths),
         order=batch.order,
     )

@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import threading
@@ -17,6 +18,7 @@ from megarlhf.errors import UserError
 
 GRACE_S = 3.0  # how long the other ranks may still answer once one has failed
 LOG_TAIL = 2000  # characters of a failed rank's output that are shown
+_PORTS = range(20000, 32000)
 
 
 class RankFailure(RuntimeError):
@@ -41,7 +43,7 @@ class RankPool:
     def __init__(self, *, timeout_s: float = 280.0, log_directory: Path | None = None) -> None:
         self._context = multiprocessing.get_context("spawn")
         self._members: list[tuple[Any, Connection]] = []
-        self._timeout_s, self._log_directory = timeout_s, log_directory
+        self.timeout_s, self._log_directory = timeout_s, log_directory
 
     def start(self, world: int) -> None:
         """Have ``world`` processes; returns while they still import what they need."""
@@ -70,17 +72,13 @@ class RankPool:
         port = free_port()
         with contextlib.suppress(BrokenPipeError):  # a process that died: `_answers` says so
             for _, connection in self._members[:world]:
-                connection.send((function, args, world, port, self._timeout_s))
+                connection.send((function, args, world, port, self.timeout_s))
         answers = self._answers(world)
-        failures = [
-            f"rank {rank}: {value[0]}{self._tail(rank)}"
-            for rank, (ok, value) in sorted(answers.items())
-            if not ok
-        ]
+        failures = {rank: value for rank, (ok, value) in sorted(answers.items()) if not ok}
         if failures:
-            causes = [value[1] for ok, value in answers.values() if not ok and value[1]]
             self.close()
-            raise RankFailure("\n".join(failures)) from (causes[0] if causes else None)
+            causes = [cause for _, cause in failures.values() if cause is not None]
+            raise RankFailure(_describe(failures)) from (causes[0] if causes else None)
         return [answers[rank][1] for rank in range(world)]
 
     def _answers(self, world: int) -> dict[int, tuple[bool, Any]]:
@@ -89,11 +87,11 @@ class RankPool:
         answers: dict[int, tuple[bool, Any]] = {}
         while waiting:
             failed = any(not ok for ok, _ in answers.values())
-            ready = wait(list(waiting), timeout=GRACE_S if failed else self._timeout_s)
+            ready = wait(list(waiting), timeout=GRACE_S if failed else self.timeout_s)
             if not ready:
                 if not failed:
                     for rank in waiting.values():
-                        text = f"no answer within {self._timeout_s:g} s"
+                        text = f"no answer within {self.timeout_s:g} s{self._tail(rank)}"
                         answers[rank] = (False, (text, None))
                 break
             for connection in ready:
@@ -103,7 +101,7 @@ class RankPool:
                 except (EOFError, ConnectionResetError):
                     process = self._members[rank][0]
                     process.join(GRACE_S)
-                    text = f"the process died (exit code {process.exitcode})"
+                    text = f"the process died (exit code {process.exitcode}){self._tail(rank)}"
                     answers[rank] = (False, (text, None))
         return answers
 
@@ -113,7 +111,7 @@ class RankPool:
     def _tail(self, rank: int) -> str:
         log = self._log_of(rank)
         text = log.read_text(errors="replace").strip() if log and log.is_file() else ""
-        return f"\nlast output of rank {rank}:\n{text[-LOG_TAIL:]}" if text else ""
+        return f"; its last output:\n{text[-LOG_TAIL:]}" if text else ""
 
     def close(self) -> None:
         """Kill the processes; new ones start when they are needed."""
@@ -135,11 +133,27 @@ class RankPool:
         self.close()
 
 
+def _describe(failures: dict[int, tuple[str, Any]]) -> str:
+    """Each failed rank's text, those with the same one together."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, (text, _) in failures.items():
+        ranks_of.setdefault(text, []).append(rank)
+    return "\n".join(
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: {text}"
+        for text, ranks in ranks_of.items()
+    )
+
+
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port of this machine that nobody listens on.
+
+    Below those that the system hands out by itself, so that nothing else is given it meanwhile.
+    """
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise OSError(f"every port from {_PORTS.start} to {_PORTS.stop} is taken")
 
 
 def _serve(rank: int, connection: Connection, log: Path | None) -> None:

@@ -71,6 +71,13 @@ class Topology:
         pp, dp = divmod(rest, self.dp)
         return Coordinates(tp=tp, cp=cp, dp=dp, pp=pp)
 
+    def expert_rank(self, rank: int) -> int:
+        """Which share of a layer's experts ``rank`` holds, from 0 to ep - 1.
+
+        Expert-parallel neighbours are taken from the context-by-data plane, next to tensor ranks.
+        """
+        return rank // self.tp % self.ep
+
     def layers_of(self, num_layers: int, pp_rank: int) -> list[list[int]]:
         """Global layer numbers of each model chunk of a pipeline stage, in order.
 

@@ -26,9 +26,7 @@ class Batch:
         return [len(sequence.token_ids) for sequence in self.sequences]
 
 
-def make_batch(
-    vocab_size: int, max_length: int, layouts: Sequence[Layout], seed: int = 0
-) -> Batch:
+def make_batch(vocab_size: int, max_length: int, layouts: Sequence[Layout], seed: int = 0) -> Batch:
     """A batch whose sequences can be dealt to the data-parallel ranks of all of the layouts.
 
     Eight sequences, or more where data parallelism times interleaved stages is larger. Up to two

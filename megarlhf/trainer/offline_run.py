@@ -52,7 +52,7 @@ class OfflineRun:
         self.total_steps, self.launched = total_steps, launched
         self.step = 0
         self._saved_step = -1
-        self._last_loss = math.nan
+        self._last_loss: float | None = None
         self._exit = ExitStack()
         self._directory: RunDirectory | None = None
         self.log: RunLog | None = None
@@ -68,6 +68,7 @@ class OfflineRun:
             _, state = self._found
             self.stream.load_state_dict(state["stream"])
             self.step = self._saved_step = state["step"]
+            self._last_loss = state["loss"]
         if self._directory is not None:
             self.log = RunLog(
                 self._directory.path,
@@ -153,7 +154,11 @@ class OfflineRun:
         )
         checkpoint.save(self.engine, directory)
         if self._directory is not None:
-            state = {"step": self.step, "stream": self.stream.state_dict()}
+            state = {
+                "step": self.step,
+                "stream": self.stream.state_dict(),
+                "loss": self._last_loss,
+            }
             self._directory.commit_checkpoint(directory, state)
         self._saved_step = self.step
 

@@ -21,22 +21,38 @@ def load(rank, world, path, parallel, dtype="float32"):
     return ModelEngine(spec, config, topology, groups, rank, micro_batch_tokens=64)
 
 
-def load_and_export(rank, world, path, parallel, directory, shard_bytes=None, disk_full=False):
-    """Returns True where the disk, pretended to be full, stopped the export."""
-    engine = load(rank, world, path, parallel)
-    normal = export.SHARD_BYTES, export.save_file
-    export.SHARD_BYTES = shard_bytes or export.SHARD_BYTES
-    if disk_full:
-        export.save_file = _fail
+def load_and_export(rank, world, path, parallel, directory, dtype="float32", shard_bytes=None):
+    engine = load(rank, world, path, parallel, dtype)
+    normal = export.SHARD_BYTES
+    export.SHARD_BYTES = shard_bytes or normal
     try:
-        export.export_huggingface(
-            engine.spec, engine.topology, rank, engine.chunks, Path(directory), torch.float32
-        )
+        _export(engine, directory, dtype)
+    finally:
+        export.SHARD_BYTES = normal
+
+
+def export_to_a_full_disk(rank, world, path, directory):
+    """Whether it was noticed."""
+    engine = load(rank, world, path, {})
+    normal, export.save_file = export.save_file, _fail
+    try:
+        _export(engine, directory, "float32")
     except OSError:
         return True
     finally:
-        export.SHARD_BYTES, export.save_file = normal
+        export.save_file = normal
     return False
+
+
+def _export(engine, directory, dtype):
+    export.export_huggingface(
+        engine.spec,
+        engine.topology,
+        engine.rank,
+        engine.chunks,
+        Path(directory),
+        getattr(torch, dtype),
+    )
 
 
 def _fail(*_, **__):

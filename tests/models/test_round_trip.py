@@ -37,10 +37,20 @@ def test_export_gives_the_loaded_tensors_back(ranks, llama, tmp_path, layout):
     assert torch.equal(model(ids).logits, source(ids).logits)
 
 
+def test_export_writes_the_models_dtype(ranks, llama, tmp_path):
+    out = tmp_path / "out"
+    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, "bfloat16")
+    source = read_tensors(llama)
+    for name, tensor in read_tensors(out).items():
+        assert tensor.dtype == torch.bfloat16
+        assert torch.equal(tensor, source[name].bfloat16())
+    assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
 def test_shards_are_written_by_all_ranks_and_indexed(ranks, llama, tmp_path):
     """Shards of at most 10 kB: each embedding (101 x 32 x 4 bytes) is larger and has its own."""
     out = tmp_path / "out"
-    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, 10_000)
+    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, "float32", 10_000)
     assert_same_tensors(out, llama)
     index = json.loads((out / "model.safetensors.index.json").read_text())
     files = sorted(file.name for file in out.glob("*.safetensors"))
@@ -54,7 +64,7 @@ def test_shards_are_written_by_all_ranks_and_indexed(ranks, llama, tmp_path):
 
 def test_a_directory_is_replaced_as_a_whole(ranks, llama, tmp_path):
     out = tmp_path / "out"
-    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, 10_000)
+    ranks.run(2, jobs.load_and_export, llama, {"tensor": 2}, out, "float32", 10_000)
     (out / "left over").write_text("")
     for left_by_a_killed_export in ("out.partial", "out.previous"):
         (tmp_path / left_by_a_killed_export).mkdir()
@@ -77,5 +87,5 @@ def test_a_failed_export_leaves_the_directory_as_it_was(ranks, llama, tmp_path):
     out = tmp_path / "out"
     ranks.run(1, jobs.load_and_export, llama, {}, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert ranks.run(1, jobs.load_and_export, llama, {}, out, None, True) == [True]
+    assert ranks.run(1, jobs.export_to_a_full_disk, llama, out) == [True]
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

@@ -179,7 +179,9 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(claim):
     with claim("train.keep_checkpoints=1") as directory:
         save(directory, 1)
         draft = directory.begin_checkpoint(2)
-        (draft / "weights").write_text("half")
+        (draft / "trainer.json").write_text(
+            '{"step": 2}'
+        )  # killed just before it was declared whole
         assert directory.newest_checkpoint().state["step"] == 1
         assert list(directory.begin_checkpoint(2).iterdir()) == []  # begun again
     with claim() as directory:

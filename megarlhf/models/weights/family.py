@@ -11,7 +11,7 @@ Dims = Mapping[str, int]  # the letters used in tensor shapes, resolved for one 
 
 @dataclass(frozen=True)
 class Tensor:
-    """A Hugging Face tensor: its name (with ``{layer}``) and shape in the family's dimension names."""
+    """A Hugging Face tensor: its name (with ``{layer}``, ``{expert}``) and shape in dimension names."""
 
     name: str
     shape: str
@@ -26,7 +26,7 @@ class Entry:
     """One Megatron parameter and the Hugging Face tensors it is made of.
 
     Attributes:
-        parameter: Megatron's name with the global layer number as ``{layer}``.
+        parameter: Megatron's name with ``{layer}`` and, for an expert's parameter, ``{expert}``.
         operation: How the tensors make it up; a function of the dimensions where it needs them.
         tensors: The sources, in the operation's order.
         only_if: The entry exists where this key of the Hugging Face configuration has this value.
@@ -42,16 +42,23 @@ class Entry:
         """Whether there is one for every transformer layer."""
         return "{layer}" in self.parameter
 
+    @property
+    def per_expert(self) -> bool:
+        """Whether there is one for every expert of a layer."""
+        return "{expert}" in self.parameter
+
 
 @dataclass(frozen=True)
 class Setting:
     """Where one Megatron setting comes from: a key of ``config.json``, with a default if absent.
 
-    A default that is a string names another setting's key whose value is taken instead.
+    A default that is a string names another key of ``config.json`` whose value is taken instead.
+    Without a default the key must be there, unless it is ``optional`` (the setting is then None).
     """
 
     key: str
     default: object = None
+    optional: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Family:
                 value = hf_config.get(setting.default)
             elif value is None:
                 value = setting.default
-            if value is None and setting.key not in ("head_dim",):
+            if value is None and not setting.optional:
                 raise UserError(f"the key {setting.key} is missing", where=where)
             values[name] = value
         if values.get("kv_channels") is None:

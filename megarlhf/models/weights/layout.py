@@ -6,6 +6,7 @@ Pure functions on shapes: usable for a 671B model on a laptop.
 from dataclasses import dataclass
 
 from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.family import Entry
 from megarlhf.models.weights.operations import Piece, Shape
 from megarlhf.parallel.topology import Topology
 
@@ -35,15 +36,17 @@ def parameters_of(spec: ModelSpec, topology: Topology, rank: int) -> list[Parame
     """Every parameter that ``rank`` holds, in the family's order.
 
     With tied embeddings the last stage of a pipeline holds its own copy of the word embeddings
-    (as its output layer), and both are listed.
+    (as its output layer), and both are listed. Experts are cut over the same tensor-parallel ranks.
     """
     place = topology.coordinates(rank)
     chunks = topology.layers_of(spec.num_layers, place.pp)
     first = place.pp == 0
     last = place.pp == topology.pp - 1
+    experts = spec.num_experts // topology.ep  # on each rank
+    first_expert = topology.expert_rank(rank) * experts
     found: list[Parameter] = []
 
-    def add(entry, chunk: int, name: str, layer: int = 0) -> None:  # noqa: ANN001
+    def add(entry: Entry, chunk: int, name: str, layer: int = 0, expert: int = 0) -> None:
         operation = entry.operation(spec.dims)
         shapes = [tensor.resolve(spec.dims) for tensor in entry.tensors]
         found.append(
@@ -51,17 +54,25 @@ def parameters_of(spec: ModelSpec, topology: Topology, rank: int) -> list[Parame
                 chunk=chunk,
                 name=name,
                 shape=operation.local_shape(shapes, topology.tp),
-                sources=tuple(tensor.name.format(layer=layer) for tensor in entry.tensors),
+                sources=tuple(t.name.format(layer=layer, expert=expert) for t in entry.tensors),
                 pieces=tuple(operation.pieces(shapes, place.tp, topology.tp)),
                 partition_dim=operation.partition_dim,
             )
         )
 
+    def add_layer(entry: Entry, chunk: int, local: int, layer: int) -> None:
+        if not entry.per_expert:
+            add(entry, chunk, entry.parameter.format(layer=local), layer)
+            return
+        for index in range(experts):
+            name = entry.parameter.format(layer=local, expert=index)
+            add(entry, chunk, name, layer, first_expert + index)
+
     for entry in spec.entries:
         if entry.per_layer:
             for chunk, layers in enumerate(chunks):
                 for local, layer in enumerate(layers):
-                    add(entry, chunk, entry.parameter.format(layer=local), layer)
+                    add_layer(entry, chunk, local, layer)
         elif entry.parameter.startswith("embedding."):
             if first:
                 add(entry, 0, entry.parameter)

@@ -1,10 +1,17 @@
 """One file a model family, holding only data. `of` finds the family of a Hugging Face config."""
 
 from megarlhf.errors import UserError
-from megarlhf.models.weights.families import llama
+from megarlhf.models.weights.families import llama, mixture, qwen
 from megarlhf.models.weights.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.LLAMA,)
+FAMILIES: tuple[Family, ...] = (
+    llama.LLAMA,
+    llama.MISTRAL,
+    qwen.QWEN2,
+    qwen.QWEN3,
+    mixture.MIXTRAL,
+    mixture.QWEN3_MOE,
+)
 
 
 def of(hf_config: dict, where: str) -> Family:
