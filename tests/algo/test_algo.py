@@ -140,7 +140,7 @@ def draw_batch(*, old: bool, reference: bool, seed: int = 0):
         fields["reference_logprobs"] = near(logprobs)
     mask = (torch.rand(tokens, generator=generator) < 0.7).double()
     empty = torch.zeros(tokens, dtype=torch.int64)
-    batch = MicroBatch(empty, empty, empty, mask, fields, (tokens,), (0,))
+    batch = MicroBatch(empty, empty, empty, mask, fields, mask == 0, (tokens,), (0,))
     return logprobs, near(logprobs).abs(), batch
 
 

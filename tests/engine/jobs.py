@@ -57,7 +57,9 @@ def build(
     recompute="none",
     optimizer=OPTIMIZER,
 ) -> ModelEngine:
-    config = ModelConfig(str(path), dtype, recompute, ParallelConfig(**parallel))
+    config = ModelConfig(
+        path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
+    )
     topology = Topology.of(config.parallel, world)
     return ModelEngine(
         ModelSpec.read(path),

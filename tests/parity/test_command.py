@@ -33,7 +33,7 @@ def test_a_run_to_its_end(models, tmp_path):
 
 
 def test_a_killed_run_leaves_no_process(models):
-    process = start("--model", models[True], "--layouts", "dp2", "--steps", 100000)
+    process = start("--model", models[True], "--layouts", "dp2", "cp2", "--steps", 20)
     children = []
     try:
         for line in process.stdout:

@@ -1,0 +1,135 @@
+"""Every family against Hugging Face, in several layouts; the mixtures' auxiliary losses.
+
+Tolerances: as in test_parity.py, of which this is the short form. The router's choice is discrete,
+so a model whose two best experts were nearly equal could flip under rounding; these do not.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.export import export_huggingface
+from megarlhf.parallel.groups import make_groups
+from megarlhf.parallel.topology import Topology
+from tests.engine import jobs
+from tests.models.tiny import read_tensors
+from tests.models.zoo import FAMILIES, write_model
+
+LENGTHS = (17, 5, 30, 9, 9, 23, 12, 40)
+ONE = (1, {})
+DENSE = {
+    "tp1": ONE,
+    "tp2.pp2.sp": (4, {"tensor": 2, "pipeline": 2, "sequence": True}),
+    "cp2.dp2": (4, {"context": 2}),
+}
+MIXTURE = {
+    "tp1": ONE,
+    "ep2": (2, {"expert": 2}),
+    "ep4": (4, {"expert": 4}),
+    "ep2.pp2": (4, {"expert": 2, "pipeline": 2}),
+    "ep2.tp2.sp": (4, {"expert": 2, "tensor": 2, "sequence": True}),
+    "cp2.ep2": (4, {"context": 2, "expert": 2}),
+}
+CASES = [
+    (family, layout)
+    for family in FAMILIES
+    for layout in (MIXTURE if family in ("mixtral", "qwen3-moe") else DENSE)
+]
+ALL = {**DENSE, **MIXTURE}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> dict[str, Path]:
+    return {family: write_model(family, tmp_path_factory.mktemp(family)) for family in FAMILIES}
+
+
+def run_engine(rank, world, path, parallel, settings, sequences, steps, out):
+    """This rank's log-probabilities and step metrics; the untrained model is exported too."""
+    config = replace(settings, path=str(path), parallel=ParallelConfig(**parallel))
+    topology = Topology.of(config.parallel, world)
+    engine = ModelEngine(
+        ModelSpec.read(path),
+        config,
+        topology,
+        make_groups(topology, seed=1),
+        rank,
+        micro_batch_tokens=1024,
+        optimizer=OptimizerConfig(lr=jobs.LR),
+    )
+    if out is not None:
+        export_huggingface(engine.spec, topology, rank, engine.chunks, Path(out), torch.float32)
+    return engine.logprobs(sequences), jobs.train(engine, sequences, steps)
+
+
+def hugging_face_logprobs(path, sequences):
+    from transformers import AutoModelForCausalLM
+
+    # "eager": the grouped kernel that it would choose knows no fp64.
+    model = AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float64, experts_implementation="eager"
+    )
+    found = {}
+    for index, sequence in enumerate(sequences):
+        ids = torch.tensor(sequence.token_ids)
+        with torch.no_grad():
+            log_p = model(ids[None]).logits[0, :-1].log_softmax(-1)
+        found[index] = [0.0, *log_p.gather(1, ids[1:, None]).squeeze(1).tolist()]
+    return found
+
+
+@pytest.mark.parametrize(("family", "layout"), CASES)
+def test_family_computes_what_hugging_face_does(ranks, models, tmp_path, family, layout):
+    world, parallel = ALL[layout]
+    path, out = models[family], tmp_path / "export"
+    sequences = jobs.make_sequences(101, LENGTHS)
+    settings = ModelConfig(dtype="float32")
+    outcome = ranks.run(world, run_engine, path, parallel, settings, sequences, 3, str(out))
+
+    found = {index: values for part, _ in outcome for index, values in part.items()}
+    for index, values in hugging_face_logprobs(path, sequences).items():
+        assert found[index] == pytest.approx(values, abs=1e-5)
+    expected = ranks.run(1, run_engine, path, {}, settings, sequences, 3, None)[0][1]
+    for ours, theirs in zip(outcome[0][1], expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=2e-6)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-6)
+
+    source, exported = read_tensors(path), read_tensors(out)
+    assert exported.keys() == source.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in source.items())
+
+
+@pytest.mark.parametrize(
+    "parallel",
+    [
+        {"tensor": 2, "sequence": True},
+        {"context": 2},
+        {"context": 2, "tensor": 2, "sequence": True},
+        {"tensor": 2, "sequence": True, "pipeline": 2},
+    ],
+    ids=["tp2.sp", "cp2", "cp2.tp2.sp", "tp2.sp.pp2"],
+)
+def test_auxiliary_losses_weigh_the_same_in_every_layout(ranks, models, parallel):
+    """Odd lengths, so that sequence and context parallelism pad, and padding must not count.
+
+    The whole batch is one micro-batch: the load-balancing loss is one of a micro-batch. Data
+    parallelism cuts the batch into several, for which it is another function.
+    """
+    world = 1
+    for size in (value for name, value in parallel.items() if name != "sequence"):
+        world *= size
+    settings = ModelConfig(dtype="float32", aux_loss_coef=0.1, z_loss_coef=0.01)
+    sequences = jobs.make_sequences(101, LENGTHS)
+    path = models["mixtral"]
+    without = ranks.run(1, run_engine, path, {}, ModelConfig(dtype="float32"), sequences, 1, None)
+    expected = ranks.run(1, run_engine, path, {}, settings, sequences, 3, None)[0][1]
+    # The losses matter here: without them the first step's gradient is another.
+    assert abs(expected[0]["grad_norm"] / without[0][1][0]["grad_norm"] - 1) > 1e-3
+    ours = ranks.run(world, run_engine, path, parallel, settings, sequences, 3, None)[0][1]
+    for mine, theirs in zip(ours, expected, strict=True):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-6)
+        assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-6)

@@ -1,0 +1,55 @@
+"""A tiny model of every family that is supported, as Hugging Face directories."""
+
+from pathlib import Path
+
+import torch
+
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": False,
+    "dtype": "float32",
+}
+HEAD = {"head_dim": 8}
+FAMILIES = {
+    "mistral": ("Mistral", {**HEAD, "sliding_window": None}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", HEAD),
+    "mixtral": (
+        "Mixtral",
+        {**HEAD, "sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        {
+            **HEAD,
+            "moe_intermediate_size": 24,
+            "num_experts": 8,
+            "num_experts_per_tok": 3,
+            "norm_topk_prob": True,
+            "mlp_only_layers": [],
+        },
+    ),
+}
+
+
+def write_model(family: str, directory: Path) -> Path:
+    """A model in which no two tensors, norms and biases included, are alike."""
+    import transformers
+
+    name, settings = FAMILIES[family]
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        for tensor_name, parameter in model.named_parameters():
+            mean = 1.0 if "norm" in tensor_name else 0.0
+            torch.nn.init.normal_(parameter, mean, 0.15)
+    model.save_pretrained(directory)
+    return directory
