@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (2: the input is wrong, 130: stopped by a signal)."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notices; python -W shows them
-    arguments = _parser().parse_args(argv)
+    arguments = _parse(argv)
     try:
         return arguments.run(arguments)
     except KeyboardInterrupt:
@@ -60,6 +60,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         _complain(cause)
         return USER_ERROR
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse; settings may stand before, between and behind the options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    takes_settings = hasattr(arguments, "overrides")
+    wrong = [word for word in rest if not takes_settings or word.startswith("-") or "=" not in word]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

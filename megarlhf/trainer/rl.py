@@ -13,24 +13,24 @@ from megarlhf.trainer.stopping import StopRequest
 def train(config: RLConfig) -> dict[str, Any]:
     """From a Hugging Face checkpoint to a better one; returns the run's summary."""
     inputs = prepare(config)  # everything that can be wrong with the input is found here
-    with (
-        RunDirectory("rl", config) as directory,
-        StopRequest() as stop,
-        RLRun(config, inputs, directory) as run,
-    ):
-        run.begin()  # or go on from the newest checkpoint
-        while run.step < inputs.total_steps and not stop:
-            prompts = inputs.stream.next_batch(config.rollout.prompts_per_step)
-            with run.phase("generate"):
-                groups = run.sample(prompts)
-            with run.phase("reward"):
-                run.score(groups)
-            sequences = as_sequences(groups, inputs.algorithm)
-            with run.phase("reference"):
-                run.add_reference_logprobs(sequences)
-            with run.phase("train"):
-                metrics = run.update_actor(sequences)
-            with run.phase("stream"):
-                metrics |= run.update_engines()
-            run.finish_step(groups, metrics)
-        return run.finish(interrupted=run.step < inputs.total_steps)
+    with RunDirectory("rl", config) as directory, StopRequest() as stop:
+        if summary := directory.finished_summary(inputs.total_steps):
+            print(f"{directory.path} is complete; raise train.steps to go on from it")
+            return summary
+        with RLRun(config, inputs, directory) as run:
+            run.begin()  # or go on from the newest checkpoint
+            while run.step < inputs.total_steps and not stop:
+                prompts = inputs.stream.next_batch(config.rollout.prompts_per_step)
+                with run.phase("generate"):
+                    groups = run.sample(prompts)
+                with run.phase("reward"):
+                    run.score(groups)
+                sequences = as_sequences(groups, inputs.algorithm)
+                with run.phase("reference"):
+                    run.add_reference_logprobs(sequences)
+                with run.phase("train"):
+                    metrics = run.update_actor(sequences)
+                with run.phase("stream"):
+                    metrics |= run.update_engines()
+                run.finish_step(groups, metrics)
+            return run.finish(interrupted=run.step < inputs.total_steps)

@@ -52,6 +52,12 @@ def prepare(config: RLConfig) -> RLInputs:
             where="rollout.samples_per_prompt",
         )
     spec = ModelSpec.read(config.model.path)
+    if spec.num_experts:
+        raise UserError(
+            "the weights of a mixture of experts cannot be streamed into vLLM yet",
+            where="model.path",
+            fix="use a dense model for RL; supervised training takes mixtures",
+        )
     topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
     topology.layers_of(spec.num_layers, 0)
     tokenizer = load_tokenizer(config.model.path)

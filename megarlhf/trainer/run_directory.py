@@ -96,6 +96,14 @@ class RunDirectory:
         state = json.loads((found[-1] / "trainer.json").read_text())
         return Checkpoint(found[-1], state)
 
+    def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
+        """The summary of this run, if it has done all its steps already."""
+        file = self.path / "summary.json"
+        newest = self.newest_checkpoint()
+        if newest is None or newest.state["step"] < total_steps or not file.is_file():
+            return None
+        return json.loads(file.read_text())
+
     def begin_checkpoint(self, step: int) -> Path:
         """An empty directory to write the checkpoint of ``step`` into."""
         directory = self._checkpoints / f"step-{step:08d}.partial"

@@ -126,3 +126,17 @@ def test_the_demo_gets_its_arguments(monkeypatch):
     monkeypatch.setattr(megarlhf.demo.run, "run_demo", lambda *arguments: arguments)
     assert main(["demo"]) == ("runs/demo", 1)
     assert main(["demo", "--dir=there", "--seed=5"]) == ("there", 5)
+
+
+def test_settings_may_stand_on_both_sides_of_an_option(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("train:\n  seed: 5\n")
+    words = ["rl", "optimizer.lr=1e-5", "--config", str(file), "train.steps=3"]
+    assert cli._parse(words).overrides == ["optimizer.lr=1e-5", "train.steps=3"]
+
+
+@pytest.mark.parametrize("word", ["--confg", "stray"])
+def test_an_unknown_word_is_refused(word, capsys):
+    with pytest.raises(SystemExit):
+        cli._parse(["rl", "a=1", "--help-config", word])
+    assert word in capsys.readouterr().err

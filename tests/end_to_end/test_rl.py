@@ -70,6 +70,13 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
     assert figures(out) == figures(whole_run)
 
 
+def test_a_complete_run_is_left_alone(whole_run, rl_command, run_cli):
+    before = (whole_run / "metrics.jsonl").read_bytes()
+    text = run_cli(rl_command(whole_run, *TP2, f"train.steps={STEPS}"), timeout=60)
+    assert "is complete" in text
+    assert (whole_run / "metrics.jsonl").read_bytes() == before
+
+
 def test_exported_model_answers_as_the_actor_did(whole_run):
     from transformers import AutoModelForCausalLM
 
