@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -101,7 +102,9 @@ def _add_parity(commands: Any) -> None:
     parity = commands.add_parser(
         "parity", help="check that every parallel layout of a model computes the same function"
     )
-    parity.add_argument("--model", required=True, type=Path, metavar="DIR", help="Hugging Face files")
+    parity.add_argument(
+        "--model", required=True, type=Path, metavar="DIR", help="Hugging Face files"
+    )
     parity.add_argument(
         "--layouts",
         nargs="*",
@@ -154,6 +157,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 def _run_parity(arguments: argparse.Namespace) -> int:
     from megarlhf.parity.tool import Settings, run_parity
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
     return run_parity(
         Settings(
             model=arguments.model,

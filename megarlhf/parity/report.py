@@ -9,10 +9,7 @@ from typing import Any
 from megarlhf.parity.compare import Comparison
 from megarlhf.parity.thresholds import Thresholds
 
-_COLUMNS = (
-    f"{'ranks':>5}  {'logits':>7}  {'loss':>7}  {'gradient':>8}  {'of':<36}"
-    f"{'norm':>7}  {'steps':>7}  {'':>3}  {'s':>5}"
-)
+_COLUMNS = f"{'ranks':>5} {'logits':>6} {'loss':>6} {'grad':>6} {'norm':>6} {'steps':>6}"
 
 
 class Table:
@@ -26,23 +23,30 @@ class Table:
     def __init__(self, names: Sequence[str], write: Callable[[str], Any]) -> None:
         self._width = max(map(len, ("layout", *names)))
         self._write = write
-        write(f"{'layout':<{self._width}}  {_COLUMNS}\n")
+        write(f"{'layout':<{self._width}} {_COLUMNS}     {'s':>5}  worst gradient\n")
 
     def start(self, name: str) -> None:
         """A layout begins."""
-        self._write(f"{name:<{self._width}}  ")
+        self._write(f"{name:<{self._width}} ")
 
     def finish(self, row: Comparison) -> None:
         """It is measured."""
+        errors = (row.logits, row.loss_error, row.gradient, row.grad_norm_error, row.steps)
         name = row.gradient_name.removeprefix("model.").removesuffix(".weight")
         self._write(
-            f"{row.ranks:>5}  {row.logits:7.1e}  {row.loss_error:7.1e}  {row.gradient:8.1e}  "
-            f"{name:<36}{row.grad_norm_error:7.1e}  "
-            f"{'-' if row.steps is None else format(row.steps, '.1e'):>7}  "
-            f"{'ok' if row.ok else 'OFF':>3}  {row.seconds:5.1f}\n"
+            f"{row.ranks:>5} {' '.join(map(_short, errors))} {'ok' if row.ok else 'OFF':>3} "
+            f"{row.seconds:5.1f}  {name if row.gradient else '-'}\n"
         )
         for problem in row.problems:
-            self._write(f"{'':<{self._width}}  {problem}\n")
+            self._write(f"{'':<{self._width}} {problem}\n")
+
+
+def _short(error: float | None) -> str:
+    """Six characters: 1.2e-7 or 1e-15; 0 where not a bit differs, - where it was not measured."""
+    if not error:
+        return f"{'-' if error is None else '0':>6}"
+    text = f"{error:.1e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{text if len(text) <= 6 else format(error, '.0e'):>6}"
 
 
 def summary(rows: Sequence[Comparison], seconds: float) -> str:

@@ -13,11 +13,12 @@ from megarlhf.trainer.stopping import StopRequest
 def train(config: RLConfig) -> dict[str, Any]:
     """From a Hugging Face checkpoint to a better one; returns the run's summary."""
     inputs = prepare(config)  # everything that can be wrong with the input is found here
-    with RunDirectory("rl", config) as directory, StopRequest() as stop:
+    with RunDirectory("rl", config) as directory:
         if summary := directory.finished_summary(inputs.total_steps):
             print(f"{directory.path} is complete; raise train.steps to go on from it")
             return summary
-        with RLRun(config, inputs, directory) as run:
+        # Ray, which the run starts, takes the signals: ours are set after it.
+        with RLRun(config, inputs, directory) as run, StopRequest() as stop:
             run.begin()  # or go on from the newest checkpoint
             while run.step < inputs.total_steps and not stop:
                 prompts = inputs.stream.next_batch(config.rollout.prompts_per_step)

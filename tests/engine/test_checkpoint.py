@@ -57,7 +57,7 @@ def test_the_same_layout_goes_on_bit_by_bit(ranks, llamas, saved, layout, tied, 
         ("tp2", "pp2.vpp2"),
         ("tp2", "tp2.pp2.sp"),
         ("pp2.vpp2", "tp2.sp"),
-        ("tp2.pp2.sp", "dp2"),
+        ("tp2.pp2.sp", "cp2.dp2"),
     ],
 )
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])

@@ -5,6 +5,7 @@ means over the batch within 2e-7 relative, the gradient's norm within 4e-7. A lo
 wrong divisor shows in the first digits.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -24,12 +25,14 @@ def assert_close(metrics, expected):
             assert ours[name] == pytest.approx(value, rel=2e-6), (step, name)
 
 
-def gather(parts):
-    """Every sequence's values, which exactly one rank returned."""
-    found = {}
+def gather(parts, replicas=1):
+    """Every sequence's values, which as many ranks returned as are context-parallel to each other."""
+    found, times = {}, Counter()
     for part in parts:
-        assert not found.keys() & part.keys()
+        assert all(found.get(index, values) == values for index, values in part.items())
         found |= part
+        times.update(part.keys())
+    assert set(times.values()) == {replicas}
     return [found[index] for index in range(len(found))]
 
 
@@ -45,7 +48,7 @@ def test_a_layout_computes_what_hugging_face_does(ranks, llamas, layout, tied):
     before, metrics, after = zip(*outcome, strict=True)
     expected = hugging_face(llamas[tied], LENGTHS, STEPS, weighted=True, temperature=0.8)
     for parts, theirs, tolerance in ((before, expected[0], 1e-5), (after, expected[2], 4e-5)):
-        ours = gather(parts)
+        ours = gather(parts, parallel.get("context", 1))
         assert len(ours) == len(theirs)
         for index, values in enumerate(ours):
             assert values == pytest.approx(theirs[index], abs=tolerance)

@@ -27,7 +27,7 @@ def test_a_run_to_its_end(models, tmp_path):
     header, one, cp2, last = out.splitlines()
     assert header.split()[:3] == ["layout", "ranks", "logits"]
     assert (one.split()[0], cp2.split()[0]) == ("tp1", "cp2")
-    assert cp2.split()[-2] == "ok"
+    assert "ok" in cp2.split()
     assert last.startswith("2 layouts in")
     assert json.loads(file.read_text())["ok"] is True
 

@@ -9,6 +9,7 @@ import pytest
 from megarlhf.errors import UserError
 from megarlhf.parity.thresholds import Thresholds
 from megarlhf.parity.tool import Settings, run_parity
+from tests.models.tiny import CONFIG
 from tests.parity import faults
 
 
@@ -35,6 +36,20 @@ def test_layouts_pass(parity, tied):
     assert len(table.splitlines()) == 6
     assert "OFF" not in table
     assert "all compute the same function" in table.splitlines()[-1]
+
+
+def test_a_mixture_of_experts_passes(ranks, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM, set_seed
+
+    set_seed(0)
+    settings = {name: value for name, value in CONFIG.items() if name != "rms_norm_eps"}
+    model = MixtralForCausalLM(
+        MixtralConfig(**{**settings, "num_hidden_layers": 2}, num_local_experts=4)
+    )
+    model.save_pretrained(tmp_path)
+    table = []
+    asked = Settings(tmp_path, ("ep2.cp2.tp2.sp",), steps=2)
+    assert run_parity(asked, pool=ranks, write=table.append) == 0, "".join(table)
 
 
 def test_float64_is_far_closer_and_makes_no_steps(parity):

@@ -43,7 +43,7 @@ def test_every_worker_of_every_engine_gets_the_trainers_weights(
     source = write_llama(tmp_path / "source", tie_word_embeddings=tied)
     world, parallel = LAYOUTS[layout]
     topology = Topology.of(ParallelConfig(**parallel), world)
-    store = serve_store("127.0.0.1", timeout_s=60)
+    store = serve_store("127.0.0.1", timeout_s=200)
     first = StreamInfo(
         model_path=str(source),
         topology=asdict(topology),
@@ -53,7 +53,7 @@ def test_every_worker_of_every_engine_gets_the_trainers_weights(
         engine_ranks=workers,
         bucket_elements=5_000,  # of 45,000: the plan has several buckets
         dtype=dtype,
-        timeout_s=60,
+        timeout_s=200,  # the ranks may have to start first
     )
     infos = [replace(first, name=f"engine{engine}") for engine in range(engines)]
     received = {tmp_path / f"{info.name}.{w}": (info, w) for info in infos for w in range(workers)}
