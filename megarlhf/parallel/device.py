@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 _TYPE_NAMES = {
     torch.float32: "torch.cuda.FloatTensor",
@@ -89,6 +90,9 @@ def _answer_for_cuda_module() -> None:
 
 
 def _accept_cuda_arguments() -> None:
+    # `with torch.device("meta")` knows the factories by identity, from a list made at its first use:
+    # made now, it holds the originals, which ours call. (Without: wrong weights from transformers.)
+    _device_constructors()
     for name in ("tensor", "zeros", "ones", "empty"):
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     torch.Tensor.cuda = lambda self, *_, **__: self
