@@ -5,9 +5,12 @@ micro-batch, V vocabulary, H hidden size. Token ids are host integers until a mi
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class MicroBatch:
         padding: bool [T]; True where the token only fills its sequence up to a multiple.
         lengths: Host integers, the packed sequences' lengths in order; they sum to T.
         order: For each packed sequence, its index in the list that was packed.
+        context_group: Ranks that hold the other parts of the same sequences; None where this rank
+            holds them whole.
     """
 
     token_ids: torch.Tensor
@@ -92,3 +97,9 @@ class MicroBatch:
     padding: torch.Tensor
     lengths: tuple[int, ...]
     order: tuple[int, ...]
+    context_group: "ProcessGroup | None" = None
+
+    @property
+    def copies(self) -> int:
+        """On how many ranks a value of a whole sequence (see `context.sequence_sums`) exists."""
+        return 1 if self.context_group is None else self.context_group.size()

@@ -242,7 +242,7 @@ class ModelEngine:
         """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        batches = [context.local_part(b, self.place.cp, self.topology.cp) for b in batches]
+        batches = [context.local_part(batch, self.groups.cp) for batch in batches]
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)

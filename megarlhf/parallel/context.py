@@ -38,11 +38,12 @@ def zigzag_indices(lengths: Sequence[int], rank: int, size: int) -> torch.Tensor
     return torch.cat(parts)
 
 
-def local_part(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
+def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
     """What a context-parallel rank runs of a micro-batch; ``lengths`` become the local ones."""
+    size = group.size()
     if size == 1:
         return batch
-    mine = zigzag_indices(batch.lengths, rank, size)
+    mine = zigzag_indices(batch.lengths, group.rank(), size)
     return MicroBatch(
         token_ids=batch.token_ids[mine],
         position_ids=batch.position_ids[mine],
@@ -52,6 +53,7 @@ def local_part(batch: MicroBatch, rank: int, size: int) -> MicroBatch:
         padding=batch.padding[mine],
         lengths=tuple(length // size for length in batch.lengths),
         order=batch.order,
+        context_group=group,
     )
 
 
@@ -77,3 +79,43 @@ def gather_tokens(
     for rank, part in enumerate(parts):
         whole[zigzag_indices(lengths, rank, size).to(values.device)] = part
     return whole
+
+
+def sequence_sums(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+    """Sum per-token values over each whole sequence, also where context ranks share it.
+
+    Differentiable. The result is the same on all ``batch.copies`` ranks that share the sequences: a
+    loss made of it must be divided by ``batch.copies`` to count once.
+
+    Args:
+        values: Floating [T], this rank's tokens.
+        batch: This rank's part of the micro-batch, n sequences.
+
+    Returns:
+        [n], in the order of ``batch.order``.
+    """
+    owners = torch.repeat_interleave(
+        torch.arange(len(batch.lengths), device=values.device),
+        torch.tensor(batch.lengths, device=values.device),
+    )
+    sums = values.new_zeros(len(batch.lengths)).index_add(0, owners, values)
+    return sums if batch.context_group is None else _SumOver.apply(sums, batch.context_group)
+
+
+class _SumOver(torch.autograd.Function):
+    """all_reduce, whose gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, part: torch.Tensor, group: dist.ProcessGroup
+    ) -> torch.Tensor:
+        ctx.group = group
+        whole = part.clone()
+        dist.all_reduce(whole, group=group)
+        return whole
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> tuple:  # noqa: ANN001
+        whole = grad.clone()
+        dist.all_reduce(whole, group=ctx.group)
+        return whole, None
