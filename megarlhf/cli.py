@@ -95,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=1)
     demo.set_defaults(run=_run_demo)
     _add_parity(commands)
+    _add_serve_rm(commands)
     return parser
 
 
@@ -127,6 +128,37 @@ def _add_parity(commands: Any) -> None:
         "--timeout", type=float, default=600.0, help="seconds for a layout (%(default)s)"
     )
     parity.set_defaults(run=_run_parity)
+
+
+def _add_serve_rm(commands: Any) -> None:
+    defaults = schema.RewardConfig()
+    serve = commands.add_parser("serve-rm", help="serve a reward function over HTTP (reward.urls)")
+    serve.add_argument(
+        "--function", required=True, metavar="FILE", help="Python file that defines reward_func"
+    )
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine only)"
+    )
+    serve.add_argument("--port", type=int, default=5000, help="0: any free one (%(default)s)")
+    serve.add_argument(
+        "--workers", type=_positive, default=defaults.workers, help="processes (%(default)s)"
+    )
+    serve.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=defaults.batch_size,
+        help="responses in one call of the function (%(default)s)",
+    )
+    serve.add_argument(
+        "--timeout",
+        type=float,
+        default=defaults.timeout_s,
+        help="seconds for a call (%(default)s)",
+    )
+    serve.add_argument(
+        "--max-batch", type=_positive, default=1024, help="responses in a request (%(default)s)"
+    )
+    serve.set_defaults(run=_run_serve_rm)
 
 
 def _positive(text: str) -> int:
@@ -171,6 +203,20 @@ def _run_parity(arguments: argparse.Namespace) -> int:
             json=arguments.json,
         )
     )
+
+
+def _run_serve_rm(arguments: argparse.Namespace) -> int:
+    from megarlhf.rewards.server import serve_function
+
+    config = schema.RewardConfig(
+        function=arguments.function,
+        workers=arguments.workers,
+        batch_size=arguments.batch_size,
+        timeout_s=arguments.timeout,
+        retries=1,  # clients repeat requests too
+    )
+    serve_function(config, arguments.host, arguments.port, arguments.max_batch)
+    return 0
 
 
 def _complain(error: UserError) -> None:

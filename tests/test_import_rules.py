@@ -20,7 +20,7 @@ LEVELS = (
     {"cli", "demo", "parity"},
     {"trainer", "parity"},
     {"cluster"},
-    {"engine", "rollout", "sync"},
+    {"engine", "rollout", "sync", "rewards"},
     {"models", "parallel"},
     {"algo", "data"},
     {"config"},
@@ -37,7 +37,7 @@ OWNERS = {
     "ray": {"cluster"},
 }
 HEAVY = ("megatron", "vllm", "ray", "transformers")
-LIGHT = ("config", "data", "algo", "models/weights", "models/spec.py", "sync/plan.py")
+LIGHT = ("config", "data", "algo", "rewards", "models/weights", "models/spec.py", "sync/plan.py")
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,43 @@
-"""The clipped policy loss with a KL term, over the packed tokens of a micro-batch."""
+"""The policy's loss over the packed tokens of a micro-batch: surrogate, correction, KL, entropy."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from megarlhf.algo.aggregation import token_weights
+from megarlhf.algo.correction import correction_weights
 from megarlhf.algo.kl import estimate_kl
+from megarlhf.algo.registry import Algorithm
+from megarlhf.algo.surrogates import Tokens
 from megarlhf.config.schema import AlgorithmConfig
 from megarlhf.data.records import MicroBatch
-
-
-def clipped_surrogate(
-    logprobs: torch.Tensor,
-    old_logprobs: torch.Tensor,
-    advantages: torch.Tensor,
-    clip_low: float,
-    clip_high: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A) and whether the clip was active.
-
-    PPO, Schulman et al. 2017, arXiv:1707.06347, eq. 7. All tensors have one shape; ratio =
-    exp(logprobs - old_logprobs); gradients flow through ``logprobs``.
-    """
-    ratio = (logprobs - old_logprobs).exp()
-    plain = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
-    return -torch.minimum(plain, clipped), clipped < plain
 
 
 @dataclass
 class PolicyLoss:
     """The loss of a policy-gradient algorithm (a `TokenLoss`).
 
+    correction * surrogate + kl_coef * KL - entropy_coef * entropy at each token.
+
     Reads the fields ``advantages``, ``loss_weight`` and ``rollout_logprobs``; ``reference_logprobs``
     where there is a KL coefficient; ``old_logprobs`` unless the rollout makes a single optimizer
     step, when the old policy is the current one and the ratio is 1.
 
     Args:
-        config: Coefficients.
+        algorithm: The registry's row: its surrogate.
+        config: Coefficients, with the row's defaults filled in.
         temperature: The sampler's.
+        max_tokens: The longest response: the constant of the aggregation ``sequence_sum``.
+        sequence_sums: From values [T] and the micro-batch to each sequence's sum [n]; see
+            `megarlhf.parallel.context.sequence_sums`.
     """
 
+    algorithm: Algorithm
     config: AlgorithmConfig
     temperature: float
+    max_tokens: int
+    sequence_sums: Callable[[torch.Tensor, MicroBatch], torch.Tensor]
     needs_entropy: bool = True
     metric_names: tuple[str, ...] = (
         "policy_loss",
@@ -49,28 +45,45 @@ class PolicyLoss:
         "entropy",
         "clip_fraction",
         "logprob_gap",
+        "sampler_kl",
+        "correction",
     )
 
     def __call__(
         self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """Loss summed with ``loss_weight``; metrics summed over the trained tokens."""
-        fields, mask = batch.fields, batch.loss_mask
+        """Loss summed with the aggregation's weights; metrics summed over the trained tokens."""
+        fields, mask, config = batch.fields, batch.loss_mask, self.config
         old = fields.get("old_logprobs", logprobs.detach())
-        surrogate, clipped = clipped_surrogate(
-            logprobs, old, fields["advantages"], self.config.clip_low, self.config.clip_high
-        )
+        rollout = fields["rollout_logprobs"]
+        tokens = Tokens(logprobs, old, fields["advantages"], mask, self._sums_at_tokens(batch))
+        surrogate, clipped = self.algorithm.surrogate(tokens, config)
+        correction = correction_weights(tokens, rollout, config)
+        loss = surrogate * correction
         kl = torch.zeros_like(surrogate)
         if "reference_logprobs" in fields:
-            kl = estimate_kl(logprobs, fields["reference_logprobs"], self.config.kl_estimator)
-        weight = fields["loss_weight"] * mask
-        loss = ((surrogate + self.config.kl_coef * kl) * weight).sum()
-        gap = (old - fields["rollout_logprobs"]).abs()
+            kl = estimate_kl(logprobs, fields["reference_logprobs"], config.kl_estimator)
+            if config.kl_in == "loss":
+                loss = loss + config.kl_coef * kl
+        if entropy is None:
+            entropy = torch.zeros_like(surrogate)
+        if config.entropy_coef:
+            loss = loss - config.entropy_coef * entropy
         per_token = {
             "policy_loss": surrogate,
             "kl": kl,
-            "entropy": entropy if entropy is not None else torch.zeros_like(kl),
+            "entropy": entropy,
             "clip_fraction": clipped.to(mask.dtype),
-            "logprob_gap": gap,
+            "logprob_gap": (old - rollout).abs(),
+            "sampler_kl": estimate_kl(rollout, old, "k3"),  # KL(sampler || trainer)
+            "correction": correction,
         }
-        return loss, {name: (value * mask).sum() for name, value in per_token.items()}
+        total = (loss * token_weights(config, batch, self.max_tokens)).sum()
+        return total, {name: (value * mask).sum() for name, value in per_token.items()}
+
+    def _sums_at_tokens(self, batch: MicroBatch) -> Callable[[torch.Tensor], torch.Tensor]:
+        def sums(values: torch.Tensor) -> torch.Tensor:
+            repeats = torch.tensor(batch.lengths, device=values.device)
+            return self.sequence_sums(values, batch).repeat_interleave(repeats)
+
+        return sums

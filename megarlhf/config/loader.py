@@ -111,8 +111,8 @@ def describe(cls: type) -> list[tuple[str, str, str]]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The configuration as nested dictionaries that `json.dumps` accepts."""
-    return asdict(config)
+    """The configuration as `json.loads` gives it back: nested dictionaries, with lists for tuples."""
+    return json.loads(json.dumps(asdict(config)))
 
 
 def to_yaml(config: Any) -> str:

@@ -20,6 +20,8 @@ class ParallelConfig:
     expert: int = 1
     sequence: bool = False  # sequence parallelism; needs tensor > 1
     virtual_pipeline: int = 1  # model chunks a pipeline stage (interleaved schedule)
+    chunk_layers: tuple[int, ...] | None = None  # layers of each chunk, first to last; None: even
+    overlap: bool = False  # data parallelism: reduce and gather while computing
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,19 @@ class OptimizerConfig:
 class PromptDataConfig:
     """Prompts for RL and where to find their text and label in a row."""
 
-    prompts: str = REQUIRED  # json@FILE or json@DIR, or anything `datasets.load_dataset` takes
+    prompts: str = (
+        REQUIRED  # json@PATH, parquet@PATH, ..., or a name for `datasets`; several with commas
+    )
     eval_prompts: str | None = None  # held-out prompts, same format
+    split: str | None = None  # of prompts; None: the one called train, or the only one
+    eval_split: str | None = None  # of eval_prompts
+    probabilities: tuple[float, ...] | None = None  # one a source of prompts; None: one by one
+    mixing: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"  # when a mix ends
     input_key: str = "prompt"
     label_key: str | None = None  # handed to the reward function
     input_template: str | None = None  # e.g. "Question: {}\nAnswer:"; excludes apply_chat_template
     apply_chat_template: bool = False  # wrap the input as a user turn with the tokenizer's template
+    tokenizer_chat_template: str | None = None  # a template, or a file, in place of the tokenizer's
     max_samples: int | None = None
     max_prompt_tokens: int = 1024
     overlong_prompts: Literal["error", "drop"] = "error"
@@ -68,25 +77,81 @@ class PromptDataConfig:
 
 
 @dataclass(frozen=True)
-class SupervisedDataConfig:
-    """Input/output rows for supervised training."""
+class RowDataConfig:
+    """What the data of all offline methods has in common: sources, templates, limits."""
 
-    train: str = REQUIRED  # json@FILE or json@DIR, or anything `datasets.load_dataset` takes
-    input_key: str = "input"
-    output_key: str = "output"
-    input_template: str | None = None
-    apply_chat_template: bool = False
+    train: str = (
+        REQUIRED  # json@PATH, parquet@PATH, ..., or a name for `datasets`; several with commas
+    )
+    eval: str | None = None  # held-out rows, same format; None: eval_split of train, if it is set
+    split: str | None = None  # of train; None: the one called train, or the only one
+    eval_split: str | None = None  # of eval, or of train without eval
+    probabilities: tuple[float, ...] | None = None  # one a source of train; None: one by one
+    mixing: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"  # when a mix ends
+    input_template: str | None = None  # e.g. "Question: {}\nAnswer:"; excludes apply_chat_template
+    apply_chat_template: bool = False  # prompts and answers are turns of the chat template
+    tokenizer_chat_template: str | None = None  # a template, or a file, in place of the tokenizer's
     max_samples: int | None = None
     max_tokens: int = 2048
-    overlong_rows: Literal["error", "drop"] = "error"
+    overlong_rows: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
     shuffle: bool = True
+    workers: int = 1  # processes that tokenize
+    cache_dir: str | None = None  # tokenized rows are kept and memory-mapped here; None: in memory
+
+
+@dataclass(frozen=True)
+class SupervisedDataConfig(RowDataConfig):
+    """Rows for supervised training: input and output, conversations, or plain text."""
+
+    input_key: str = "input"
+    output_key: str | None = "output"  # null: the input is a conversation with the answers in it
+    turns: Literal["all", "last", "marked"] = "all"  # of such: which assistant turns are trained on
+    pretrain_mode: bool = False  # the input is plain text, all of it trained on; no output_key
+    reward_key: str | None = None  # a number that reward_template writes into the input
+    reward_template: str = "{input} <rm_score>: {reward} "
+
+
+@dataclass(frozen=True)
+class PreferenceDataConfig(RowDataConfig):
+    """Pairs of answers, for reward models and DPO."""
+
+    prompt_key: str | None = "prompt"  # null: chosen and rejected are whole texts or conversations
+    chosen_key: str = "chosen"
+    rejected_key: str = "rejected"
+    margin_key: str | None = None  # by how much chosen is better, a number
+
+
+@dataclass(frozen=True)
+class UnpairedDataConfig(RowDataConfig):
+    """Single answers, each desirable or not, for KTO."""
+
+    input_key: str = "prompt"
+    output_key: str = "completion"
+    label_key: str = "label"  # true: desirable
+
+
+@dataclass(frozen=True)
+class StepDataConfig(RowDataConfig):
+    """Answers in steps, each with a label, for process reward models."""
+
+    input_key: str | None = "prompt"  # null: the steps are all there is
+    steps_key: str = "completions"  # a list of steps, or a text with step_token after each
+    label_key: str = "labels"  # true or false, or numbers from 0 to 1, one a step
+    step_token: str = "\n"  # one token of the tokenizer; the step is judged at it
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """How a response is scored."""
+    """How a response is scored: the weighted sum of what one or several sources say."""
 
-    function: str = REQUIRED  # a Python file that defines reward_func(queries, prompts, labels)
+    function: str | None = None  # a Python file that defines reward_func(queries, prompts, labels)
+    urls: tuple[str, ...] = ()  # servers of a reward model; NAME=URL for several models
+    weights: tuple[float, ...] = ()  # function first, then models as in urls; (): 1 each
+    workers: int = 1  # processes that run the function; 0: the driver itself, without a timeout
+    batch_size: int = 64  # responses in one call of the function or one request, at most
+    timeout_s: float = 60.0  # the longest such a call or request may take
+    retries: int = 3  # times that a failing one is repeated
+    on_failure: Literal["stop", "drop"] = "stop"  # then: end the run, or go on without the sample
 
 
 @dataclass(frozen=True)
@@ -108,14 +173,50 @@ class RolloutConfig:
 
 @dataclass(frozen=True)
 class AlgorithmConfig:
-    """The RL algorithm (a row of `megarlhf.algo.registry`) and its coefficients."""
+    """The RL algorithm (a row of `megarlhf.algo.registry`) and its coefficients.
+
+    What is null here is the algorithm's own: docs/algorithms.md lists its values.
+    """
 
     name: str = "grpo"
-    clip_low: float = 0.2  # the probability ratio is clipped to [1 - clip_low, 1 + clip_high]
-    clip_high: float = 0.2
-    kl_coef: float = 0.001  # weight of the KL to the reference in the loss; 0: no reference model
-    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
-    updates_per_rollout: int = 1  # optimizer steps a rollout is cut into
+    file: str | None = None  # a Python file that defines ALGORITHM = Algorithm(...); replaces name
+
+    # the policy's loss
+    clip_low: float | None = None  # the probability ratio is clipped to
+    clip_high: float | None = None  # [1 - clip_low, 1 + clip_high]
+    dual_clip: float | None = None  # bounds the loss at -dual_clip * A where A < 0; null: no bound
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] | None = None
+    entropy_coef: float = 0.0  # weight of the entropy bonus
+    correction: Literal["none", "tis", "icepop", "sequence_mask"] = "none"  # trainer/sampler ratio
+    correction_low: float = 0.5
+    correction_high: float = 5.0
+
+    # KL to the reference
+    kl_coef: float | None = None  # 0: no reference model
+    kl_in: Literal["loss", "reward"] | None = None
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None
+    kl_target: float | None = None  # adapt kl_coef to hold this KL (mean a token); null: fixed
+    kl_horizon: int = 10000  # samples in which the adaptive kl_coef changes by a fifth, at most
+
+    # rewards of whole responses, in this order
+    normalize_rewards: bool = False  # by their running mean and standard deviation
+    overlong_buffer: float | None = None  # last share of max_new_tokens that is penalized; 0: none
+    overlong_penalty: float = 1.0  # at the end of the buffer; grows from 0 at its beginning
+    length_penalty: float = 0.0  # for a response of max_new_tokens; in proportion for a shorter one
+    truncation_coef: float | None = None  # times the reward of a truncated one; < 0: replaces it
+    reward_clip: float | None = None  # rewards are clipped to [-reward_clip, reward_clip]
+
+    # advantages
+    gamma: float = 1.0  # discount a token
+    gae_lambda: float = 1.0  # with a critic
+    value_clip: float | None = 0.5  # most that a value moves in an update; null: no bound
+    advantage_normalization: Literal["none", "mean", "std"] | None = None  # over the batch's tokens
+
+    # what is trained on, and how often
+    dynamic_filtering: bool | None = None  # replace prompts whose samples all got one reward
+    max_refills: int = 10  # times a step samples replacements, before it takes what there is
+    epochs: int = 1  # passes over a rollout
+    updates_per_rollout: int = 1  # optimizer steps that a pass is cut into
     max_logprob_gap: float | None = None  # stop when mean |log p sampler - log p actor| exceeds it
 
 

@@ -212,3 +212,21 @@ def scatter(
         scattered.append((index, [0.0, *flat[start:end]]))
         start += packed_length
     return scattered
+
+
+def last_values(
+    values: torch.Tensor, micro_batch: MicroBatch, lengths: abc.Sequence[int]
+) -> list[tuple[int, float]]:
+    """What a packed forward pass put out at each sequence's last token, padding not counted.
+
+    See `scatter` for the arguments.
+
+    Returns:
+        For each packed sequence its position in the list and the value.
+    """
+    flat = values.tolist()
+    found, start = [], 0
+    for index, packed_length in zip(micro_batch.order, micro_batch.lengths, strict=True):
+        found.append((index, flat[start + lengths[index] - 1]))
+        start += packed_length
+    return found

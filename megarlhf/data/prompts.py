@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from megarlhf.config.schema import PromptDataConfig
+from megarlhf.data.limits import short_enough
 from megarlhf.data.records import Prompt
-from megarlhf.data.sources import read_rows, short_enough
+from megarlhf.data.sources import Selection, read_rows
 from megarlhf.data.stream import ShuffledStream
 from megarlhf.data.templates import InputTemplate
 from megarlhf.errors import UserError
@@ -18,14 +19,19 @@ class PromptStream(ShuffledStream[Prompt]):
 
 
 def load_prompts(
-    config: PromptDataConfig, spec: str, tokenizer: "PreTrainedTokenizerBase"
+    config: PromptDataConfig,
+    spec: str,
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    held_out: bool = False,
 ) -> list[Prompt]:
     """Read a data set and make its rows into prompts.
 
     Args:
         config: Keys, template and limits.
-        spec: What to read, ``config.prompts`` or ``config.eval_prompts``; see `read_rows`.
+        spec: What to read, ``config.prompts`` or ``config.eval_prompts``; see `Selection`.
         tokenizer: Tokenizer of the model that answers.
+        held_out: It is the latter: take ``config.eval_split``, and its sources one by one.
 
     Returns:
         The prompts in the order of the rows; ``index`` is the row's number from 0, so dropped rows
@@ -39,9 +45,15 @@ def load_prompts(
         tokenizer,
         input_template=config.input_template,
         apply_chat_template=config.apply_chat_template,
+        chat_template=config.tokenizer_chat_template,
     )
     keys = [config.input_key] + ([config.label_key] if config.label_key is not None else [])
-    rows = read_rows(spec, required_keys=keys, max_samples=config.max_samples)
+    selection = (
+        Selection(spec, config.eval_split, max_samples=config.max_samples)
+        if held_out
+        else Selection(spec, config.split, config.probabilities, config.mixing, config.max_samples)
+    )
+    rows = read_rows(selection, required_keys=keys)
     texts = [template.render(row.values[config.input_key], where=row.where) for row in rows]
     tokens = template.tokenize(texts)
     for row, ids in zip(rows, tokens, strict=True):

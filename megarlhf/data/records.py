@@ -43,6 +43,8 @@ class Sample:
         finish_reason: ``"stop"`` (a stop token was sampled) or ``"length"`` (cut at the limit).
         text: ``response_ids`` decoded without special tokens; for rewards and people, never trained on.
         reward: Scalar score; None until scored.
+        score: For filtering prompts by difficulty, usually 0 to 1: what the reward's source gives as
+            ``scores``, else the reward. None until scored.
     """
 
     prompt: Prompt
@@ -52,6 +54,7 @@ class Sample:
     finish_reason: str
     text: str
     reward: float | None = None
+    score: float | None = None
 
 
 @dataclass
@@ -70,6 +73,36 @@ class Sequence:
     token_ids: list[int]
     loss_mask: list[float]
     fields: dict[str, list[float]] = field(default_factory=dict)
+
+
+@dataclass
+class Example:
+    """One row of a data set for an offline method, tokenized.
+
+    Attributes:
+        sequences: The row's sequences: one, or the chosen and the rejected one of a pair. All
+            begin with the same ``prompt_tokens`` tokens.
+        prompt_tokens: Tokens of the prompt; 0 where all is text to learn.
+        values: Numbers of the row, by name (margin, desirable).
+    """
+
+    sequences: list[Sequence]
+    prompt_tokens: int
+    values: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The sequences of one optimizer step of an offline method, over all ranks.
+
+    Attributes:
+        sequences: What the model runs on.
+        groups: Positions in ``sequences``: those of one group have to be in one micro-batch,
+            because the loss compares them. Every sequence is in exactly one group.
+    """
+
+    sequences: list[Sequence]
+    groups: list[tuple[int, ...]]
 
 
 @dataclass

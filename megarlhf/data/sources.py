@@ -1,213 +1,184 @@
-"""Rows of a data set, from JSON files or through `datasets`, each with where it came from."""
+"""Where rows come from: JSON, Parquet and Arrow files, or whatever `datasets` loads."""
 
-import json
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Protocol
 
+from megarlhf.data.arrow_rows import arrow_rows, parquet_rows
+from megarlhf.data.hub_rows import HubRows
+from megarlhf.data.json_rows import json_rows
+from megarlhf.data.mixing import check_probabilities, mixed
+from megarlhf.data.rows import Row, check_keys
 from megarlhf.errors import UserError
 
-JSON_PREFIX = "json@"
-JSON_SUFFIXES = (".json", ".jsonl")
-BLANKS = b"\xef\xbb\xbf \t\r\n"  # a byte-order mark and white space
-DATASETS_FORMATS = {".parquet": "parquet", ".arrow": "arrow", ".csv": "csv"}
+PREFIXES = ("json", "parquet", "arrow", "csv")
+SUFFIXES = {
+    "json": (".json", ".jsonl"),
+    "parquet": (".parquet",),
+    "arrow": (".arrow",),
+    "csv": (".csv",),
+}
+KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in SUFFIXES.items() for suffix in suffixes}
+READERS: dict[str, Callable[[Path], Iterator[Row]]] = {
+    "json": json_rows,
+    "parquet": parquet_rows,
+    "arrow": arrow_rows,
+}
 
-logger = logging.getLogger(__name__)
+
+class Source(Protocol):
+    """Rows in an order, as often as one iterates, and what identifies them."""
+
+    def __iter__(self) -> Iterator[Row]:
+        """The rows."""
+        ...
+
+    @property
+    def identity(self) -> Any:
+        """What changes when the rows do; JSON types only."""
+        ...
+
+
+class FileRows:
+    """The rows of a file, or of a directory's files of one kind in the order of their names.
+
+    Args:
+        kind: A key of `READERS`.
+        path: The file or directory.
+        split: Of a directory, only the files called ``SPLIT.*`` or ``SPLIT-*``.
+    """
+
+    def __init__(self, kind: str, path: Path, split: str | None) -> None:
+        self.kind, self.path, self.split = kind, path, split
+
+    def __iter__(self) -> Iterator[Row]:
+        for file in self._files():
+            yield from READERS[self.kind](file)
+
+    @property
+    def identity(self) -> Any:
+        """Name, size and time of last change of every file."""
+        stats = [(str(file.resolve()), file.stat()) for file in self._files()]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+
+    def _files(self) -> list[Path]:
+        if self.path.is_file():
+            if self.split is None:
+                return [self.path]
+            raise UserError(
+                f"one file has no split {self.split!r}",
+                where=str(self.path),
+                fix="leave the split out, or give a directory with a file of that name",
+            )
+        if not self.path.is_dir():
+            raise UserError(
+                "no such file or directory", where=str(self.path), fix="correct the path"
+            )
+        suffixes = SUFFIXES[self.kind]
+        files = sorted(file for file in self.path.iterdir() if file.suffix in suffixes)
+        if self.split is not None:
+            files = [file for file in files if file.stem.partition("-")[0] == self.split]
+        if not files:
+            named = f" of the split {self.split!r}" if self.split is not None else ""
+            raise UserError(
+                f"the directory holds no {' or '.join(suffixes)} file{named}",
+                where=str(self.path),
+                fix="correct the path" + (" or the split" if named else ""),
+            )
+        return files
 
 
 @dataclass(frozen=True)
-class Row:
-    """One row of a data set.
+class Selection:
+    """Which rows of which sources a data set is made of.
 
     Attributes:
-        values: The row, by key.
-        where: Where it came from, for error messages: ``FILE:LINE``, or ``SOURCE, row N`` (from 1)
-            where there are no lines.
+        spec: One source or several, separated by commas. Each is ``json@PATH``, ``parquet@PATH``
+            or ``arrow@PATH`` with a file or a directory of such files, a file with one of the
+            endings .json, .jsonl, .parquet, .arrow and .csv, a directory that
+            ``Dataset.save_to_disk`` wrote, or what ``datasets.load_dataset`` takes
+            (``NAME:CONFIG`` for one of its configurations).
+        split: Which split, of sources that have some; None is the one called ``train``, or the
+            only one.
+        probabilities: How often each source is drawn from; None takes one after the other.
+        mixing: When a mix ends; see `mixed`.
+        max_samples: Only so many rows.
     """
 
-    values: dict[str, Any]
-    where: str
+    spec: str
+    split: str | None = None
+    probabilities: tuple[float, ...] | None = None
+    mixing: Literal["first_exhausted", "all_exhausted"] = "first_exhausted"
+    max_samples: int | None = None
+
+    def __iter__(self) -> Iterator[Row]:
+        sources = self._sources()
+        rows: Iterator[Row] = (row for source in sources for row in source)
+        if self.probabilities is not None:
+            rows = mixed(sources, self.probabilities, all_exhausted=self.mixing == "all_exhausted")
+        return islice(rows, self.max_samples)
+
+    def identity(self) -> Any:
+        """What changes when the rows do; JSON types only."""
+        sources = [source.identity for source in self._sources()]
+        return [sources, self.probabilities, self.mixing, self.max_samples]
+
+    def _sources(self) -> list[Source]:
+        specs = split_specs(self.spec)
+        check_probabilities(self.probabilities, specs)
+        return [_source(spec, self.split) for spec in specs]
+
+
+def split_specs(spec: str) -> list[str]:
+    """The sources of a specification; a comma in the path of an existing file does not separate."""
+    _, path = _prefix_and_path(spec)
+    return [spec] if Path(path).exists() else [part.strip() for part in spec.split(",")]
 
 
 def read_rows(
-    spec: str, *, required_keys: Sequence[str], max_samples: int | None = None
+    spec: str | Selection, *, required_keys: Sequence[str], max_samples: int | None = None
 ) -> list[Row]:
-    """Read the rows of a data set, in order.
+    """Read the rows of a data set, in order, into memory.
 
     Args:
-        spec: ``json@PATH``, a .json or .jsonl file (JSON lines or one JSON list, whichever it
-            holds) or a directory of such files, read in the order of their names. Otherwise a
-            parquet, arrow or csv file, a directory that ``Dataset.save_to_disk`` wrote, or whatever
-            ``datasets.load_dataset`` takes; of several splits, the one called ``train``.
+        spec: See `Selection`.
         required_keys: Keys that every row must have.
-        max_samples: Read only so many rows.
+        max_samples: Read only so many rows (where ``spec`` does not say it).
 
     Raises:
         UserError: The data cannot be read, there are no rows, a row is not a JSON object or lacks
             a key.
     """
-    is_json = spec.startswith(JSON_PREFIX)
-    source = _json_rows(Path(spec.removeprefix(JSON_PREFIX))) if is_json else _datasets_rows(spec)
+    selection = Selection(spec, max_samples=max_samples) if isinstance(spec, str) else spec
     rows = []
-    for row in islice(source, max_samples):
-        _check_keys(row, required_keys)
+    for row in selection:
+        check_keys(row, required_keys)
         rows.append(row)
     if not rows:
-        raise UserError("there are no rows", where=spec, fix="give data with at least one row")
+        raise no_rows(selection.spec)
     return rows
 
 
-def short_enough(
-    rows: Sequence[Row],
-    lengths: Sequence[int],
-    *,
-    limit: int,
-    limit_key: str,
-    overlong: str,
-    overlong_key: str,
-) -> list[int]:
-    """Positions of the rows of at most ``limit`` tokens; how many others are dropped is logged.
-
-    Args:
-        rows: Rows.
-        lengths: Tokens of each row.
-        limit: Most tokens a row may have.
-        limit_key: Configuration key of ``limit``, for messages.
-        overlong: ``"error"`` or ``"drop"``: what to do with longer rows.
-        overlong_key: Configuration key of ``overlong``, for messages.
-
-    Raises:
-        UserError: A row is longer and ``overlong`` is ``"error"``; or no row is left.
-    """
-    kept = [position for position, length in enumerate(lengths) if length <= limit]
-    dropped = len(rows) - len(kept)
-    if dropped and (overlong == "error" or not kept):
-        first = next(position for position, length in enumerate(lengths) if length > limit)
-        total = f"{dropped} of {len(rows)} rows are too long"
-        raise UserError(
-            f"{lengths[first]} tokens are more than {limit_key}={limit} ({total})",
-            where=rows[first].where,
-            fix=f"raise {limit_key}" + (f" or set {overlong_key}=drop" if kept else ""),
-        )
-    if dropped:
-        logger.warning(
-            "dropped %d of %d rows: longer than %s=%d", dropped, len(rows), limit_key, limit
-        )
-    return kept
+def no_rows(spec: str) -> UserError:
+    """The error for an empty data set."""
+    return UserError("there are no rows", where=spec, fix="give data with at least one row")
 
 
-def _check_keys(row: Row, required_keys: Sequence[str]) -> None:
-    for key in required_keys:
-        if key not in row.values:
-            present = ", ".join(repr(name) for name in row.values) or "none"
-            raise UserError(
-                f"the row has no key {key!r}; it has {present}",
-                where=row.where,
-                fix="correct the file, or set the data section's key to one that the rows have",
-            )
+def _prefix_and_path(spec: str) -> tuple[str | None, str]:
+    prefix, at, path = spec.partition("@")
+    return (prefix, path) if at and prefix in PREFIXES else (None, spec)
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in JSON_SUFFIXES)
-        if not files:
-            raise UserError("the directory holds no .json or .jsonl file", where=str(path))
-    elif path.is_file():
-        files = [path]
-    else:
-        raise UserError("no such file or directory", where=str(path), fix="correct the path")
-    for file in files:
-        yield from _json_list(file) if _holds_list(file) else _json_lines(file)
-
-
-def _holds_list(file: Path) -> bool:
-    """Whether the first character that is neither blank nor a byte-order mark opens a list."""
-    with file.open("rb") as stream:
-        first = next((line for line in stream if line.strip(BLANKS)), b"")
-    return first.lstrip(BLANKS).startswith(b"[")
-
-
-def _json_lines(file: Path) -> Iterator[Row]:
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip(BLANKS):
-                continue
-            where = f"{file}:{number}"
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise _unparsable(error, where) from error
-            yield Row(_checked_object(values, where), where)
-
-
-def _json_list(file: Path) -> Iterator[Row]:
-    try:
-        entries = json.loads(file.read_bytes())
-    except ValueError as error:
-        raise _unparsable(error, f"{file}:{getattr(error, 'lineno', 1)}") from error
-    for number, values in enumerate(entries, start=1):
-        where = f"{file}, row {number}"
-        yield Row(_checked_object(values, where), where)
-
-
-def _unparsable(error: ValueError, where: str) -> UserError:
-    """The error for text that is not JSON, or bytes that are not UTF-8."""
-    is_json = isinstance(error, json.JSONDecodeError)
-    message = f"{error.msg} (column {error.colno})" if is_json else str(error)
-    return UserError(
-        f"does not parse as JSON: {message}",
-        where=where,
-        fix="a file holds one JSON object a line, or one list of objects, in UTF-8",
-    )
-
-
-def _checked_object(values: Any, where: str) -> dict[str, Any]:
-    if not isinstance(values, dict):
-        raise UserError(
-            f"a row must be a JSON object, not {type(values).__name__}",
-            where=where,
-            fix='write rows as {"key": value, ...}',
-        )
-    return values
-
-
-def _datasets_rows(spec: str) -> Iterator[Row]:
-    import datasets  # slow to import, and JSON files do without
-
-    path = Path(spec)
-    is_local = path.is_absolute() or spec.startswith(".") or path.suffix in DATASETS_FORMATS
-    if is_local and not path.exists():
-        raise UserError("no such file or directory", where=spec, fix="correct the path")
-    try:
-        if (path / "state.json").is_file() or (path / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(spec)
-        elif path.is_file() and path.suffix in DATASETS_FORMATS:
-            data = datasets.load_dataset(DATASETS_FORMATS[path.suffix], data_files=spec)
-        else:
-            data = datasets.load_dataset(spec)
-    except Exception as error:  # a library that raises whatever its many backends raise
-        message = " ".join(str(error).split())
-        raise UserError(
-            f"`datasets` cannot load it: {type(error).__name__}: {message}",
-            where=spec,
-            fix=f"give a path or name that it can load, or {JSON_PREFIX}PATH for JSON files",
-        ) from error
-    if isinstance(data, dict):
-        data = _one_split(data, spec)
-    for number, values in enumerate(data, start=1):
-        yield Row(dict(values), f"{spec}, row {number}")
-
-
-def _one_split(splits: dict[str, Any], spec: str) -> Any:
-    if "train" in splits:
-        return splits["train"]
-    if len(splits) == 1:
-        return next(iter(splits.values()))
-    raise UserError(
-        f"there are several splits and none is called train: {', '.join(splits)}",
-        where=spec,
-        fix="give the path of one split",
-    )
+def _source(spec: str, split: str | None) -> Source:
+    prefix, name = _prefix_and_path(spec)
+    path = Path(name)
+    kind = prefix or (None if path.is_dir() else KIND_OF_SUFFIX.get(path.suffix))
+    if kind is None:
+        return HubRows(name, split)
+    if kind in READERS:
+        return FileRows(kind, path, split)
+    if not path.exists():
+        raise UserError("no such file or directory", where=name, fix="correct the path")
+    return HubRows(name, split, builder=kind)

@@ -92,7 +92,7 @@ class ShuffledStream(Generic[Item]):
     def _enter(self, *, epoch: int, position: int) -> None:
         self.epoch = epoch
         self.position = position
-        self._order = list(range(len(self.items)))
+        self._order = array("q", range(len(self.items)))  # eight bytes an item
         if self.shuffle:
             random.Random(f"{self.seed}-{epoch}").shuffle(self._order)
 
@@ -101,7 +101,7 @@ class ShuffledStream(Generic[Item]):
             "seed": self.seed,
             "shuffle": self.shuffle,
             "items": len(self.items),
-            "token_hash": _token_hash(self.items),
+            "token_hash": getattr(self.items, "token_hash", None) or _token_hash(self.items),
         }
 
 

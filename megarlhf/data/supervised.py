@@ -1,13 +1,18 @@
-"""Input/output rows for supervised training: the loss is on the output's tokens only."""
+"""Rows for supervised training: input and output, with the loss on the output's tokens only."""
 
 from typing import TYPE_CHECKING, Any
 
 from megarlhf.config.schema import SupervisedDataConfig
-from megarlhf.data.records import Sequence
-from megarlhf.data.sources import Row, read_rows, short_enough
+from megarlhf.data.answers import answer_text, answered
+from megarlhf.data.loading import input_template, load_examples
+from megarlhf.data.multiturn import ConversationRows
+from megarlhf.data.plain_text import PlainTextRows
+from megarlhf.data.records import Example, Sequence
+from megarlhf.data.rows import Row, number_of
+from megarlhf.data.store import StoredRows
 from megarlhf.data.stream import ShuffledStream
 from megarlhf.data.templates import InputTemplate, token_ids
-from megarlhf.errors import UserError
+from megarlhf.data.tokenization import RowBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,89 +23,83 @@ class SequenceStream(ShuffledStream[Sequence]):
 
 
 def load_supervised(
-    config: SupervisedDataConfig, tokenizer: "PreTrainedTokenizerBase"
-) -> list[Sequence]:
-    """Read ``config.train`` and make its rows into sequences.
-
-    The input's text and the output's are tokenized apart and joined, so the loss begins exactly
-    where a sampler would begin. The output ends with the chat template's own end of turn, where
-    there is one, and otherwise with the tokenizer's EOS. What a template writes behind an EOS (a
-    newline, mostly) is left out: a sampler never gets there.
+    config: SupervisedDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
+) -> StoredRows[Sequence]:
+    """Read the rows and make sequences of them.
 
     Returns:
-        One sequence a row, in their order; ``loss_mask`` is 1.0 on the output, 0.0 on the input.
+        One sequence a row, in their order. ``loss_mask`` is 1.0 on what is learned: outputs
+        (`InputOutputRows`), turns (`ConversationRows`) or everything (`PlainTextRows`).
 
     Raises:
-        UserError: The data cannot be read or lacks a key; a row does not suit the template, has
-            no input or no output, or too many tokens (with ``overlong_rows="error"``); or none is
-            left.
+        UserError: See `load_examples`.
     """
-    template = InputTemplate(
-        tokenizer,
-        input_template=config.input_template,
-        apply_chat_template=config.apply_chat_template,
-    )
-    keys = [config.input_key, config.output_key]
-    rows = read_rows(config.train, required_keys=keys, max_samples=config.max_samples)
-    inputs = [template.render(row.values[config.input_key], where=row.where) for row in rows]
-    outputs = [
-        _output_text(template, text, row.values[config.input_key], row, config.output_key)
-        for text, row in zip(inputs, rows, strict=True)
-    ]
-    input_tokens = template.tokenize(inputs)
-    output_tokens = token_ids(tokenizer, outputs, add_special_tokens=False)
-    for row, before, after in zip(rows, input_tokens, output_tokens, strict=True):
-        if not before or not after:
-            empty = "output" if before else "input"
-            raise UserError(f"the {empty} has no tokens", where=row.where, fix="remove the row")
-    kept = short_enough(
-        rows,
-        [
-            len(before) + len(after)
-            for before, after in zip(input_tokens, output_tokens, strict=True)
-        ],
-        limit=config.max_tokens,
-        limit_key="data.max_tokens",
-        overlong=config.overlong_rows,
-        overlong_key="data.overlong_rows",
-    )
-    return [_sequence(input_tokens[index], output_tokens[index]) for index in kept]
+    template = input_template(config, tokenizer)
+    examples = load_examples(config, template, _builder(config, template), held_out=held_out)
+    return examples.mapped(_only_sequence)
 
 
-def _sequence(before: list[int], after: list[int]) -> Sequence:
-    return Sequence(token_ids=before + after, loss_mask=[0.0] * len(before) + [1.0] * len(after))
+def _builder(config: SupervisedDataConfig, template: InputTemplate) -> RowBuilder:
+    if config.pretrain_mode:
+        return PlainTextRows(config, template)
+    if config.output_key is None:
+        return ConversationRows(config, template)
+    return InputOutputRows(config, template, config.output_key)
 
 
-def _output_text(
-    template: InputTemplate, input_text: str, input_value: Any, row: Row, output_key: str
-) -> str:
-    """What follows the input's text: the output and its end."""
-    output = row.values[output_key]
-    if not isinstance(output, str) or not output.strip():
-        raise UserError(
-            f"the output must be a string that is not blank, not {output!r}",
-            where=row.where,
-            fix="correct the row or data.output_key",
-        )
-    eos = template.tokenizer.eos_token or ""
-    if not template.is_chat:
-        return output if output.endswith(eos) else output + eos
-
-    conversation = template.render_answered(input_value, output, where=row.where)
-    rest = conversation.removeprefix(input_text)
-    if not conversation.startswith(input_text) or _squeezed(output) not in _squeezed(rest):
-        raise UserError(
-            "the chat template writes the answered conversation otherwise than as the prompt "
-            "followed by the output",
-            where=row.where,
-            fix="use data.input_template, or a chat template that keeps prompt and output",
-        )
-    ends_turn = not rest.rstrip().endswith(output.rstrip())
-    if eos and rest.rstrip().endswith(eos):
-        return rest.rstrip()
-    return rest if ends_turn else rest + eos
+def _only_sequence(example: Example) -> Sequence:
+    return example.sequences[0]
 
 
-def _squeezed(text: str) -> str:
-    """The text without white space, which templates trim and add."""
-    return "".join(text.split())
+class InputOutputRows:
+    """Makes examples of rows with an input and an output.
+
+    The input's text and the output's are tokenized apart and joined, so the loss begins exactly
+    where a sampler would begin. For the output's end see `answer_text`.
+
+    With ``data.reward_key`` the input says how good the output is (conditional SFT), so that later
+    a high reward can be asked for.
+    """
+
+    def __init__(
+        self, config: SupervisedDataConfig, template: InputTemplate, output_key: str
+    ) -> None:
+        self._config, self._template, self._output_key = config, template, output_key
+        reward = [] if config.reward_key is None else [config.reward_key]
+        self.keys = [config.input_key, output_key, *reward]
+
+    def __call__(self, rows: list[Row]) -> list[Example]:
+        """See `RowBuilder`."""
+        template = self._template
+        values = [self._input(row) for row in rows]
+        inputs = [
+            template.render(value, where=row.where) for value, row in zip(values, rows, strict=True)
+        ]
+        outputs = [
+            answer_text(template, value, text, row, self._output_key, "output")
+            for value, text, row in zip(values, inputs, rows, strict=True)
+        ]
+        befores = template.tokenize(inputs)
+        afters = token_ids(template.tokenizer, outputs, add_special_tokens=False)
+        return [
+            answered(before, after, row)
+            for before, after, row in zip(befores, afters, rows, strict=True)
+        ]
+
+    def _input(self, row: Row) -> Any:
+        value, key = row.values[self._config.input_key], self._config.reward_key
+        if key is None:
+            return value
+        reward = f"{number_of(row, key, 'reward'):.2f}"
+        return _conditioned(value, reward, self._config.reward_template)
+
+
+def _conditioned(value: Any, reward: str, template: str) -> Any:
+    """The input, or the last message of a conversation, with the reward written into it."""
+    if isinstance(value, str):
+        before, after = template.replace("{reward}", reward).split("{input}")
+        return f"{before}{value}{after}"
+    if isinstance(value, list) and value and isinstance(value[-1], dict):
+        last = {**value[-1], "content": _conditioned(value[-1].get("content"), reward, template)}
+        return [*value[:-1], last]
+    return value  # the template says what is wrong with it

@@ -1,9 +1,11 @@
 """How the input of a row becomes the text and the tokens that a model sees."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 
+from megarlhf.data.conversations import Message, check_order, is_conversation
 from megarlhf.errors import UserError
 
 if TYPE_CHECKING:
@@ -16,18 +18,19 @@ class InputTemplate:
     """Turns inputs into text and text into tokens, the same way for every row.
 
     With ``input_template``, its one ``{}`` is replaced by the input. With ``apply_chat_template``,
-    the input becomes a user turn of the tokenizer's chat template, followed by the opening of the
-    assistant's turn; it may also be a whole conversation, a list of ``{"role", "content"}``. With
-    neither, the text is the input itself.
+    the input becomes a user turn of the chat template, followed by the opening of the assistant's
+    turn; it may also be a whole conversation, a list of ``{"role", "content"}``. With neither, the
+    text is the input itself.
 
     Args:
         tokenizer: A Hugging Face tokenizer.
         input_template: Text with one ``{}``.
-        apply_chat_template: Use the tokenizer's chat template; excludes ``input_template``.
+        apply_chat_template: Use a chat template; excludes ``input_template``.
+        chat_template: The chat template (Jinja) or a file with it; None is the tokenizer's own.
 
     Raises:
-        UserError: Both are given, the template has not exactly one ``{}``, or the tokenizer has
-            no chat template.
+        UserError: Both are given, the template has not exactly one ``{}``, or there is no chat
+            template.
     """
 
     def __init__(
@@ -36,17 +39,19 @@ class InputTemplate:
         *,
         input_template: str | None = None,
         apply_chat_template: bool = False,
+        chat_template: str | None = None,
     ) -> None:
         if apply_chat_template and input_template is not None:
             raise UserError(
                 "data.input_template and data.apply_chat_template exclude each other",
                 fix="remove one of them",
             )
-        if apply_chat_template and not tokenizer.chat_template:
+        if apply_chat_template and not (chat_template or tokenizer.chat_template):
             raise UserError(
                 f"the tokenizer {tokenizer.name_or_path!r} has no chat template",
                 where="data.apply_chat_template",
-                fix="use data.input_template, or a model whose tokenizer has a chat template",
+                fix="give one as data.tokenizer_chat_template, use data.input_template, or a model "
+                "whose tokenizer has one",
             )
         if input_template is not None and input_template.count(SLOT) != 1:
             raise UserError(
@@ -57,6 +62,7 @@ class InputTemplate:
         self.tokenizer = tokenizer
         self.input_template = input_template
         self.is_chat = apply_chat_template
+        self.chat_template = None if chat_template is None else _template_text(chat_template)
 
     def render(self, value: Any, *, where: str) -> str:
         """The text of one input, up to where the answer begins.
@@ -69,7 +75,7 @@ class InputTemplate:
             UserError: The input is not of that kind, or the chat template refuses it.
         """
         if self.is_chat:
-            return self._render_chat(self._messages(value, where), where, open_turn=True)
+            return self.render_chat(self.messages(value, where), where, open_turn=True)
         if not isinstance(value, str):
             raise UserError(
                 f"the input must be a string, not {type(value).__name__}",
@@ -81,14 +87,6 @@ class InputTemplate:
             return value
         return self.input_template.replace(SLOT, value)
 
-    def render_answered(self, value: Any, answer: str, *, where: str) -> str:
-        """The text of a conversation that the assistant's turn ``answer`` closes.
-
-        Only with a chat template. Arguments and errors are those of `render`.
-        """
-        turn = {"role": "assistant", "content": answer}
-        return self._render_chat([*self._messages(value, where), turn], where, open_turn=False)
-
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of rendered inputs.
 
@@ -96,10 +94,16 @@ class InputTemplate:
         """
         return token_ids(self.tokenizer, texts, add_special_tokens=not self.is_chat)
 
-    def _messages(self, value: Any, where: str) -> list[dict[str, Any]]:
+    def messages(self, value: Any, where: str) -> list[Message]:
+        """The conversation that is to be answered: a string is a user turn.
+
+        Raises:
+            UserError: It is neither a string nor a list of messages, their roles are out of order,
+                or the last is the assistant's.
+        """
         if isinstance(value, str):
             return [{"role": "user", "content": value}]
-        if not (isinstance(value, list) and value and all(map(_is_message, value))):
+        if not is_conversation(value):
             raise UserError(
                 "the input must be a string or a list of messages",
                 where=where,
@@ -111,12 +115,19 @@ class InputTemplate:
                 where=where,
                 fix="end the input's messages before the assistant's turn",
             )
+        check_order(value, where)
         return value
 
-    def _render_chat(self, messages: list[dict[str, Any]], where: str, *, open_turn: bool) -> str:
+    def render_chat(self, messages: list[Message], where: str, *, open_turn: bool) -> str:
+        """The text of a conversation, with or without the opening of the assistant's turn.
+
+        Raises:
+            UserError: The chat template refuses it.
+        """
+        own = {} if self.chat_template is None else {"chat_template": self.chat_template}
         try:
             return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=open_turn
+                messages, tokenize=False, add_generation_prompt=open_turn, **own
             )
         except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise UserError(
@@ -137,7 +148,15 @@ def token_ids(
     )["input_ids"]
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        isinstance(value.get(key), str) for key in ("role", "content")
-    )
+def _template_text(template: str) -> str:
+    """A chat template given as such or as the name of a file."""
+    if "{" in template:
+        return template
+    try:
+        return Path(template).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"neither a chat template nor a file with one: {error}",
+            where="data.tokenizer_chat_template",
+            fix="give a Jinja template, or the path of a file that holds one",
+        ) from error

@@ -122,6 +122,7 @@ class ActorWorker:
     def stream(self) -> int:
         """Send the actor's weights to every engine; returns the bytes this rank sent."""
         assert self._sender is not None
+        self.actor.settle()
         return self._sender.send(self._links)
 
     # -- files ------------------------------------------------------------------------------------

@@ -9,34 +9,10 @@ from megarlhf.engine.model_engine import ModelEngine
 
 
 class DoubleEngine(ModelEngine):
-    """A `ModelEngine` with gradients in float64 and no optimizer: `train_step` changes nothing."""
+    """A `ModelEngine` without an optimizer: `train_step` computes gradients and changes nothing."""
 
-    def _make_trainable(self, settings: OptimizerConfig) -> None:
-        from megatron.core.distributed import (
-            DistributedDataParallel,
-            DistributedDataParallelConfig,
-            finalize_model_grads,
-        )
-
-        ddp_config = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=False, use_distributed_optimizer=False
-        )
-        self.wrapped = [
-            DistributedDataParallel(
-                self.config,
-                ddp_config,
-                chunk,
-                disable_bucketing=index > 0,
-                pg_collection=self.groups,
-            )
-            for index, chunk in enumerate(self.chunks)
-        ]
-        self.optimizer = _NoOptimizer()
-
-        def finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
-            finalize_model_grads(model, None, **kwargs)
-
-        self.config.finalize_model_grads_func = finalize
+    def _make_optimizer(self, settings: OptimizerConfig) -> Any:
+        return _NoOptimizer()
 
 
 class _NoOptimizer:

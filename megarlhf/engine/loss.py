@@ -8,7 +8,7 @@ from megarlhf.data.records import MicroBatch
 
 
 class TokenLoss(Protocol):
-    """A loss over the log-probabilities of a packed micro-batch.
+    """A loss over what a model says of each token of a packed micro-batch.
 
     Attributes:
         metric_names: Keys of the metrics it returns, known before the first call.
@@ -21,12 +21,12 @@ class TokenLoss(Protocol):
     needs_entropy: bool
 
     def __call__(
-        self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
+        self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The loss summed over this micro-batch, and its metrics, summed likewise.
 
         Args:
-            logprobs: fp32 [T], log-probability of ``batch.targets``.
+            output: fp32 [T]: log-probability of ``batch.targets`` or, of a scalar head, the value.
             entropy: fp32 [T] or None.
             batch: The micro-batch.
         """

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -11,8 +11,10 @@ from megarlhf.config.schema import ModelConfig, OptimizerConfig
 from megarlhf.data import packing
 from megarlhf.data.records import MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine import adam
+from megarlhf.engine import data_parallel
 from megarlhf.engine.loss import TokenLoss
+from megarlhf.engine.offload import Offloaded
+from megarlhf.engine.optimizer import make_optimizer, state_tensors
 from megarlhf.models.build import build_chunks, transformer_config
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
@@ -22,7 +24,10 @@ from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
+    from megatron.core.models.gpt import GPTModel
     from megatron.core.process_groups_config import ProcessGroupCollection
+
+Part = Literal["weights", "gradients", "optimizer"]
 
 
 class ModelEngine:
@@ -61,68 +66,70 @@ class ModelEngine:
             aux_loss_coef=config.aux_loss_coef,
             z_loss_coef=config.z_loss_coef,
         )
-        self.chunks = build_chunks(spec, self.config, topology, groups, rank)
-        load_huggingface(spec, topology, rank, self.chunks)
-        self.wrapped: list[Any] = list(self.chunks)
+        self._chunks = build_chunks(spec, self.config, topology, groups, rank)
+        load_huggingface(spec, topology, rank, self._chunks)
+        self.wrapped: list[Any] = list(self._chunks)
         self.optimizer: Any = None
+        self._offloaded: dict[str, Offloaded] = {}
+        self._unsettled = False
         if optimizer is not None:
-            self._make_trainable(optimizer)
+            overlap = config.parallel.overlap
+            self.wrapped = data_parallel.wrap(self._chunks, self.config, groups, overlap=overlap)
+            self.optimizer = self._make_optimizer(optimizer)
 
-    def _make_trainable(self, settings: OptimizerConfig) -> None:
-        adam.give_to_megatron()
-        from megatron.core.distributed import (
-            DistributedDataParallel,
-            DistributedDataParallelConfig,
-            finalize_model_grads,
-        )
-        from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-        from megatron.core.optimizer import get_megatron_optimizer
+    def _make_optimizer(self, settings: OptimizerConfig) -> Any:
+        return make_optimizer(settings, self.config, self.wrapped, self.groups)
 
-        ddp_config = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True, use_distributed_optimizer=True
-        )
-        self.wrapped = [
-            DistributedDataParallel(
-                self.config,
-                ddp_config,
-                chunk,
-                disable_bucketing=index > 0,
-                pg_collection=self.groups,
-            )
-            for index, chunk in enumerate(self.chunks)
-        ]
-        self.optimizer = get_megatron_optimizer(
-            MegatronOptimizerConfig(
-                optimizer="adam",
-                lr=settings.lr,
-                min_lr=0.0,
-                weight_decay=settings.weight_decay,
-                adam_beta1=settings.beta1,
-                adam_beta2=settings.beta2,
-                adam_eps=settings.eps,
-                clip_grad=settings.clip_grad,
-                bf16=self.config.bf16,
-                params_dtype=self.config.params_dtype,
-                use_distributed_optimizer=True,
-            ),
-            self.wrapped,
-            use_gloo_process_groups=False,
-            pg_collection=self.groups,
-        )
+    @property
+    def chunks(self) -> "list[GPTModel]":
+        """This rank's model chunks, their parameters up to date: see `settle`."""
+        self.settle()
+        return self._chunks
 
-        for group in self.optimizer.param_groups:
-            # Norms are not decayed: Megatron says so in the group, but only its scheduler reads it.
-            group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+    def settle(self) -> None:
+        """Finish what an overlapped optimizer step left for the next forward pass.
 
-        def finalize(model: list[Any], num_tokens: Any = None, **kwargs: Any) -> None:
-            # The loss is divided already, by the global count: no second division here.
-            finalize_model_grads(model, None, **kwargs)
+        For whoever reads parameters outside a pass; collective over the replicas.
+        """
+        if self._unsettled:
+            data_parallel.gather_parameters(self.wrapped)
+            self._unsettled = False
 
-        self.config.finalize_model_grads_func = finalize
+    # -- memory -----------------------------------------------------------------------------------
+
+    def offload(self, *parts: Part) -> int:
+        """Give back the device memory of ``weights``, ``gradients`` or ``optimizer`` state.
+
+        Nothing may be computed until `reload`. Returns the bytes given back.
+        """
+        self.settle()
+        for part in parts:
+            if part not in self._offloaded:
+                tensors = self._tensors_of(part)
+                self._offloaded[part] = Offloaded(tensors, keep=part != "gradients")
+        return sum(self._offloaded[part].nbytes for part in parts)
+
+    def reload(self) -> None:
+        """Undo every `offload`: the same bits, gradients zero."""
+        for offloaded in self._offloaded.values():
+            offloaded.restore()
+        self._offloaded.clear()
+
+    def _tensors_of(self, part: Part) -> list[torch.Tensor]:
+        if part == "weights":
+            return [parameter.data for chunk in self._chunks for parameter in chunk.parameters()]
+        if self.optimizer is None:
+            return []
+        if part == "gradients":
+            return [
+                buffer.grad_data
+                for model in self.wrapped
+                for buffer in (*model.buffers, *model.expert_parallel_buffers)
+            ]
+        return state_tensors(self.optimizer)
 
     # -- passes -----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def logprobs(
         self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0
     ) -> dict[int, list[float]]:
@@ -136,22 +143,50 @@ class ModelEngine:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
+        found: dict[int, list[float]] = {}
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        for batch, values in self._forward(sequences, temperature):
+            found.update(packing.scatter(values, batch, lengths))
+        return found
+
+    def values(self, sequences: Sequence[TokenSequence]) -> dict[int, list[float]]:
+        """A critic's value of the state in which each token was chosen: of all tokens before it.
+
+        See `logprobs`, whose order and alignment it shares; the model has a scalar head.
+        """
+        return self.logprobs(sequences)
+
+    def scores(self, sequences: Sequence[TokenSequence]) -> dict[int, float]:
+        """A reward model's score of every sequence: its value at the last token.
+
+        See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
+        """
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        return {
+            index: value
+            for batch, values in self._forward(sequences)
+            for index, value in packing.last_values(values, batch, lengths)
+        }
+
+    @torch.no_grad()
+    def _forward(
+        self, sequences: Sequence[TokenSequence], temperature: float = 1.0
+    ) -> list[tuple[MicroBatch, torch.Tensor]]:
+        """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
         batches = self._micro_batches(sequences)
 
-        def collect(logits: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
-            return self._token_logprobs(logits, batch, temperature)[0]
+        def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
+            return self._token_outputs(output, batch, temperature)[0]
 
         for chunk in self.wrapped:
             chunk.eval()
         outputs = self._run(batches, collect, forward_only=True)
         if not (self._is_last_stage and self.place.tp == 0):
-            return {}
-        found: dict[int, list[float]] = {}
-        lengths = [len(sequence.token_ids) for sequence in sequences]
-        for batch, values in zip(batches, outputs, strict=True):
-            whole = context.gather_tokens(values, batch.lengths, self.groups.cp)
-            found.update(packing.scatter(whole.cpu(), batch, lengths))
-        return found
+            return []
+        return [
+            (batch, context.gather_tokens(values, batch.lengths, self.groups.cp).cpu())
+            for batch, values in zip(batches, outputs, strict=True)
+        ]
 
     def train_step(
         self,
@@ -180,12 +215,12 @@ class ModelEngine:
         self.config.grad_scale_func = lambda total: total / everything
 
         def compute(
-            logits: torch.Tensor, batch: MicroBatch
+            output: torch.Tensor, batch: MicroBatch
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            logprobs, entropy = self._token_logprobs(
-                logits, batch, loss.temperature, with_entropy=loss.needs_entropy
+            values, entropy = self._token_outputs(
+                output, batch, loss.temperature, with_entropy=loss.needs_entropy
             )
-            total, metrics = loss(logprobs, entropy, batch)
+            total, metrics = loss(values, entropy, batch)
             metrics = {name: value.detach() / tokens for name, value in metrics.items()}
             metrics["loss"] = total.detach() / weight
             return total * (everything / weight), torch.ones((), dtype=torch.int), metrics
@@ -198,6 +233,7 @@ class ModelEngine:
             group["lr"] = lr
         outputs = self._run(batches, compute, forward_only=False)
         _, grad_norm, _ = self.optimizer.step()
+        self._unsettled = True
         metrics = self._sum_metrics(("loss", *loss.metric_names), outputs)
         return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
 
@@ -221,16 +257,20 @@ class ModelEngine:
             for indices in shares[self.place.dp]
         ]
 
-    def _token_logprobs(
+    def _token_outputs(
         self,
-        logits: torch.Tensor,
+        output: torch.Tensor,
         batch: MicroBatch,
         temperature: float,
         *,
         with_entropy: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T] in fp32 or wider: the targets' log-probabilities, or a scalar head's values."""
+        if self.spec.scalar_head is not None:
+            values = output.flatten()
+            return values.to(torch.promote_types(values.dtype, torch.float32)), None
         return vocab_parallel_logprobs(
-            logits.view(-1, logits.shape[-1]),
+            output.view(-1, output.shape[-1]),
             batch.targets.to(self.device),
             vocab_size=self.spec.vocab_size,
             group=self.groups.tp,
@@ -248,14 +288,14 @@ class ModelEngine:
             batch = next(iterator)
             positions = batch.position_ids.to(self.device)
             layout = PackedLayout(batch.lengths, positions, max(batch.lengths))
-            logits = model(
+            output = model(
                 input_ids=batch.token_ids.to(self.device)[None],
                 position_ids=positions[None],
                 attention_mask=None,
                 packed_seq_params=layout,
                 padding_mask=self._padding_mask(batch, model),
             )
-            return logits, lambda output, **kwargs: consume(output, batch, **kwargs)
+            return output, lambda output, **kwargs: consume(output, batch, **kwargs)
 
         iterators = [iter(batches) for _ in self.wrapped]
         return get_forward_backward_func()(

@@ -52,6 +52,7 @@ def transformer_config(
         tensor_model_parallel_size=topology.tp,
         pipeline_model_parallel_size=topology.pp,
         virtual_pipeline_model_parallel_size=topology.vpp if topology.vpp > 1 else None,
+        pipeline_model_parallel_layout=_pipeline_layout(spec, topology),
         context_parallel_size=topology.cp,
         expert_model_parallel_size=topology.ep,
         sequence_parallel=topology.sequence_parallel,
@@ -76,6 +77,15 @@ def transformer_config(
     )
 
 
+def _pipeline_layout(spec: ModelSpec, topology: Topology) -> list[list[str]] | None:
+    """Megatron's description of a pipeline whose chunks differ in their numbers of layers."""
+    counts = topology.layer_counts(spec.num_layers)
+    if len(set(counts)) == 1:
+        return None
+    chunks = [["decoder"] * count for count in counts]
+    return [["embedding", *chunks[0]], *chunks[1:-1], [*chunks[-1], "loss"]]
+
+
 def build_chunks(
     spec: ModelSpec,
     config: "TransformerConfig",
@@ -87,16 +97,17 @@ def build_chunks(
     from megatron.core.models.gpt import GPTModel
 
     from megarlhf.models.layers import block_spec
+    from megarlhf.models.scalar_head import ScalarHead
 
     place = topology.coordinates(rank)
     where = device.prepare()
     frequencies = inverse_frequencies(spec.hf_config, config.kv_channels)
     chunks = []
-    for index in range(topology.vpp):
+    for index, layers in enumerate(topology.layers_of(spec.num_layers, place.pp)):
         stage = index if topology.vpp > 1 else None
         model = GPTModel(
             config,
-            block_spec(config, config.num_layers // (topology.pp * topology.vpp)),
+            block_spec(config, [spec.is_mixture(layer) for layer in layers]),
             vocab_size=-(-spec.vocab_size // topology.tp) * topology.tp,
             max_sequence_length=int(spec.settings["max_sequence_length"]),
             pre_process=place.pp == 0 and index == 0,
@@ -107,6 +118,8 @@ def build_chunks(
             vp_stage=stage,
         )
         model.rotary_pos_emb = PackedRotaryEmbedding(frequencies)
+        if spec.scalar_head is not None and model.post_process:
+            model.output_layer = ScalarHead(config, groups.tp)
         chunks.append(model.to(where))
     _mark_tensor_parallel(spec, topology, rank, chunks)
     return chunks

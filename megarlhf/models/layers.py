@@ -1,5 +1,7 @@
 """The transformer layer as a Megatron spec: Megatron's linears around our norm and core attention."""
 
+from collections.abc import Sequence
+
 from megarlhf.models.attention import PackedAttention
 from megarlhf.models.mixture import mixture_spec
 from megarlhf.models.normalization import RMSNorm
@@ -26,14 +28,20 @@ from megatron.core.transformer.transformer_layer import (  # noqa: E402
 )
 
 
-def block_spec(config: TransformerConfig, num_layers: int) -> TransformerBlockSubmodules:
-    """The layers of one model chunk and the final norm (which only the last chunk builds)."""
+def block_spec(config: TransformerConfig, mixtures: Sequence[bool]) -> TransformerBlockSubmodules:
+    """The layers of one model chunk and the final norm (which only the last chunk builds).
+
+    Args:
+        config: Megatron's configuration.
+        mixtures: For each layer of the chunk, whether it is a mixture of experts.
+    """
     return TransformerBlockSubmodules(
-        layer_specs=[_layer_spec(config)] * num_layers, layer_norm=RMSNorm
+        layer_specs=[_layer_spec(config, is_mixture) for is_mixture in mixtures],
+        layer_norm=RMSNorm,
     )
 
 
-def _layer_spec(config: TransformerConfig) -> ModuleSpec:
+def _layer_spec(config: TransformerConfig, is_mixture: bool) -> ModuleSpec:
     head_norm = RMSNorm if config.qk_layernorm else None
     return ModuleSpec(
         module=TransformerLayer,
@@ -52,7 +60,7 @@ def _layer_spec(config: TransformerConfig) -> ModuleSpec:
             ),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=_dense_spec() if config.num_moe_experts is None else mixture_spec(),
+            mlp=mixture_spec() if is_mixture else _dense_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
     )

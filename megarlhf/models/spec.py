@@ -7,8 +7,11 @@ from pathlib import Path
 
 from megarlhf.errors import UserError
 from megarlhf.models.weights import families
+from megarlhf.models.weights.families.common import scalar_head
 from megarlhf.models.weights.family import Entry, Family
 from megarlhf.models.weights.operations import Shape
+
+DEFAULT_SCALAR_HEAD = "score"  # as AutoModelForSequenceClassification names it
 
 
 @dataclass(frozen=True)
@@ -20,33 +23,69 @@ class ModelSpec:
         hf_config: ``config.json``, parsed.
         family: Its family's declaration.
         settings: Megatron's settings, translated.
+        scalar_head: Name of the head that gives one number a token (reward models, critics); None
+            for a language model.
     """
 
     path: Path
     hf_config: dict
     family: Family
     settings: dict[str, object]
+    scalar_head: str | None = None
 
     @classmethod
-    def read(cls, path: str | Path) -> "ModelSpec":
+    def read(cls, path: str | Path, *, scalar_head: str | None = None) -> "ModelSpec":
         """Read a Hugging Face directory's ``config.json``.
 
+        Args:
+            path: The directory.
+            scalar_head: Give the model a scalar head of this name, whatever its own head is. A
+                directory of a sequence-classification model has one without being asked.
+
         Raises:
-            UserError: No such file, not JSON, an unsupported architecture or setting.
+            UserError: No such file, not a JSON object, an unsupported architecture or setting.
         """
         file = Path(path) / "config.json"
-        if not file.is_file():
-            raise UserError(
-                "no model here: config.json is missing",
-                where=str(file),
-                fix="give a Hugging Face model directory",
-            )
-        try:
-            hf_config = json.loads(file.read_text())
-        except ValueError as error:
-            raise UserError(f"config.json does not parse: {error}", where=str(file)) from None
+        hf_config = _read_json(file)
         family = families.of(hf_config, str(file))
-        return cls(Path(path), hf_config, family, family.translate(hf_config, str(file)))
+        settings = family.translate(hf_config, str(file))
+        if scalar_head is None and hf_config["architectures"][0].endswith(families.SCALAR):
+            scalar_head = hf_config.get("value_prefix_head", DEFAULT_SCALAR_HEAD)
+            if len(hf_config.get("id2label", "01")) != 1:
+                raise UserError(
+                    f"a classifier of {len(hf_config.get('id2label', '01'))} labels, not a reward model",
+                    where=str(file),
+                    fix="use a model with num_labels=1",
+                )
+        if scalar_head is not None:
+            settings["tied_embeddings"] = False  # its output layer is no embedding
+        return cls(Path(path), hf_config, family, settings, scalar_head)
+
+    @property
+    def has_new_head(self) -> bool:
+        """Whether a language model's directory is given a scalar head, which it need not contain."""
+        is_causal = self.hf_config["architectures"][0].endswith(families.CAUSAL)
+        return self.scalar_head is not None and is_causal
+
+    @property
+    def export_config(self) -> dict:
+        """``config.json`` for this model as it is: of a classifier, if it has a scalar head."""
+        if self.scalar_head is None:
+            return dict(self.hf_config)
+        architecture = self.hf_config["architectures"][0]
+        config = {
+            **self.hf_config,
+            "architectures": [architecture.removesuffix(families.CAUSAL) + families.SCALAR]
+            if architecture.endswith(families.CAUSAL)
+            else [architecture],
+            "id2label": {"0": "LABEL_0"},
+            "label2id": {"LABEL_0": 0},
+        }
+        if self.scalar_head != DEFAULT_SCALAR_HEAD:
+            config["value_prefix_head"] = self.scalar_head
+        if config.get("pad_token_id") is None:  # Hugging Face needs one to find the last token
+            config["pad_token_id"] = _first(config.get("eos_token_id"))
+        return config
 
     @property
     def num_layers(self) -> int:
@@ -57,6 +96,15 @@ class ModelSpec:
     def num_experts(self) -> int:
         """Experts of a layer; 0 for a dense model."""
         return int(self.settings.get("num_moe_experts") or 0)
+
+    def is_mixture(self, layer: int) -> bool:
+        """Whether a layer, by its global number, is a mixture of experts."""
+        pattern = self.settings.get("moe_layer_freq", 1)  # 1: all of them
+        return self.num_experts > 0 and (pattern == 1 or bool(pattern[layer]))
+
+    def has(self, entry: Entry, layer: int) -> bool:
+        """Whether a layer, by its global number, has what an entry of a layer declares."""
+        return entry.layers is None or (entry.layers == "mixture") == self.is_mixture(layer)
 
     @property
     def vocab_size(self) -> int:
@@ -76,10 +124,16 @@ class ModelSpec:
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """The family's entries that this model has."""
-        return tuple(
+        entries = tuple(
             entry
             for entry in self.family.entries
             if entry.only_if is None or self.settings[entry.only_if[0]] == entry.only_if[1]
+        )
+        if self.scalar_head is None:
+            return entries
+        return tuple(
+            scalar_head(self.scalar_head) if entry.parameter == "output_layer.weight" else entry
+            for entry in entries
         )
 
     @cached_property
@@ -90,7 +144,12 @@ class ModelSpec:
         before = [entry for entry in single if entry.parameter.startswith("embedding.")]
         after = [entry for entry in single if entry not in before]
         order = [(entry, 0) for entry in before]
-        order += [(entry, layer) for layer in range(self.num_layers) for entry in layered]
+        order += [
+            (entry, layer)
+            for layer in range(self.num_layers)
+            for entry in layered
+            if self.has(entry, layer)
+        ]
         order += [(entry, 0) for entry in after]
         shapes: dict[str, Shape] = {}
         for entry, layer in order:
@@ -99,3 +158,24 @@ class ModelSpec:
                     name = tensor.name.format(layer=layer, expert=expert)
                     shapes[name] = tensor.resolve(self.dims)
         return shapes
+
+
+def _read_json(file: Path) -> dict:
+    if not file.is_file():
+        raise UserError(
+            "no model here: config.json is missing",
+            where=str(file),
+            fix="give a Hugging Face model directory",
+        )
+    try:
+        content = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"config.json does not parse: {error}", where=str(file)) from None
+    if not isinstance(content, dict):
+        raise UserError("config.json is not a JSON object", where=str(file))
+    return content
+
+
+def _first(ids: int | list[int] | None) -> int | None:
+    """A configuration names one token or several."""
+    return ids[0] if isinstance(ids, list) else ids

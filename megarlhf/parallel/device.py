@@ -22,21 +22,25 @@ _TYPE_NAMES = {
 }
 
 
-@functools.cache
 def prepare() -> torch.device:
     """Make Megatron-Core importable and runnable here; return the device to put tensors on."""
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
-    # Megatron's `jit_fuser` is torch.compile, chosen at import; it fails under this device.
-    os.environ["TORCH_COMPILE_DISABLE"] = "1"
-    _answer_for_cuda_module()
-    _accept_cuda_arguments()
+    _stand_in_for_cuda()
     return torch.device("cpu")
 
 
 def backend() -> str:
     """The torch.distributed backend that goes with the device."""
     return "nccl" if torch.cuda.is_available() else "gloo"
+
+
+@functools.cache
+def _stand_in_for_cuda() -> None:
+    # Megatron's `jit_fuser` is torch.compile, chosen at import; it fails under this device.
+    os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    _answer_for_cuda_module()
+    _accept_cuda_arguments()
 
 
 class _Stream:

@@ -24,9 +24,9 @@ def join_world(rank: int, world: int, address: str, port: int, timeout_s: float 
         port: Port of rank 0's store.
         timeout_s: The longest a collective may wait, seconds.
     """
-    where = device.prepare()
-    if where.type == "cuda":
+    if torch.cuda.is_available():  # Ray shows each actor only its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    device.prepare()
     dist.init_process_group(
         device.backend(),
         init_method=f"tcp://{address}:{port}",

@@ -6,6 +6,7 @@ Ranks are ordered as Megatron-Core orders them, fastest first: tensor, context, 
 
 from dataclasses import dataclass
 
+from megarlhf.config.layout_checks import check_chunk_layers
 from megarlhf.config.schema import ParallelConfig
 from megarlhf.errors import UserError
 
@@ -31,6 +32,7 @@ class Topology:
     ep: int = 1
     vpp: int = 1
     sequence_parallel: bool = False
+    chunk_layers: tuple[int, ...] | None = None  # of each model chunk, first to last; None: even
 
     def __post_init__(self) -> None:
         if self.world % self.model_ranks:
@@ -52,6 +54,7 @@ class Topology:
             ep=parallel.expert,
             vpp=parallel.virtual_pipeline,
             sequence_parallel=parallel.sequence,
+            chunk_layers=parallel.chunk_layers,
         )
 
     @property
@@ -78,18 +81,39 @@ class Topology:
         """
         return rank // self.tp % self.ep
 
+    def layer_counts(self, num_layers: int) -> tuple[int, ...]:
+        """How many layers each of the pp * vpp model chunks has, in the order of the layers.
+
+        Where they do not divide, the chunks in the middle have one more: the first also has the
+        embedding, the last the output layer.
+
+        Raises:
+            UserError: There are fewer layers than chunks, or ``chunk_layers`` does not fit.
+        """
+        chunks = self.pp * self.vpp
+        if self.chunk_layers is not None:
+            check_chunk_layers(self.chunk_layers, num_layers, chunks)
+            return self.chunk_layers
+        least, more = divmod(num_layers, chunks)
+        if least == 0:
+            raise UserError(
+                f"{num_layers} layers cannot be cut into {self.pp} x {self.vpp} chunks",
+                where="model.parallel.pipeline",
+                fix=f"choose a pipeline size (times virtual_pipeline) of at most {num_layers}",
+            )
+        by_preference = [*range(1, chunks - 1), 0, chunks - 1]
+        larger = by_preference[:more]
+        return tuple(least + (chunk in larger) for chunk in range(chunks))
+
     def layers_of(self, num_layers: int, pp_rank: int) -> list[list[int]]:
         """Global layer numbers of each model chunk of a pipeline stage, in order.
 
         Chunk v of stage p follows chunk v of stage p-1; with one chunk a stage that is a plain cut.
         """
-        chunks = self.pp * self.vpp
-        if num_layers % chunks:
-            raise UserError(
-                f"{num_layers} layers cannot be cut into {self.pp} x {self.vpp} equal chunks",
-                where="model.parallel.pipeline",
-                fix="choose a pipeline size (times virtual_pipeline) that divides the layers",
-            )
-        size = num_layers // chunks
-        starts = [(chunk * self.pp + pp_rank) * size for chunk in range(self.vpp)]
-        return [list(range(start, start + size)) for start in starts]
+        counts = self.layer_counts(num_layers)
+        mine = [chunk * self.pp + pp_rank for chunk in range(self.vpp)]
+        starts = [sum(counts[:chunk]) for chunk in mine]
+        return [
+            list(range(start, start + counts[chunk]))
+            for chunk, start in zip(mine, starts, strict=True)
+        ]

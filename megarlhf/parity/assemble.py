@@ -65,7 +65,8 @@ class LayoutRun:
         ]
 
     def _replicas(self, module: str) -> int:
-        whole = module == names.LOGITS or self.layout.sp
+        is_vocabulary = module == names.LOGITS and self._spec.scalar_head is None
+        whole = is_vocabulary or (self.layout.sp and module != names.LOGITS)
         return 1 if whole else self.layout.tp
 
     def _in_token_order(self, module: str, stage: int, variant: int) -> torch.Tensor:
@@ -97,6 +98,8 @@ class LayoutRun:
             rank = self._rank_at[Coordinates(tp=tp, **place)]
             return self._files[rank].get_tensor(key)
 
+        if module == names.LOGITS and self._spec.scalar_head is not None:
+            return of(variant)
         if module == names.LOGITS:
             columns = torch.cat([of(tp) for tp in range(self.layout.tp)], dim=1)
             return columns[:, : self._spec.vocab_size]

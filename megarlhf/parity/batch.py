@@ -10,6 +10,7 @@ from megarlhf.parity.layouts import Layout
 
 # Ragged; two of a length (they run as one attention call), odd ones (cp and sp must pad them).
 LENGTHS = (33, 7, 21, 14, 14, 40, 5, 26)
+TARGET = "target"  # a field of the sequences: what a scalar head should say
 MICRO_BATCH_TOKENS = 48  # four micro-batches of the eight sequences on one rank
 
 
@@ -26,7 +27,14 @@ class Batch:
         return [len(sequence.token_ids) for sequence in self.sequences]
 
 
-def make_batch(vocab_size: int, max_length: int, layouts: Sequence[Layout], seed: int = 0) -> Batch:
+def make_batch(
+    vocab_size: int,
+    max_length: int,
+    layouts: Sequence[Layout],
+    seed: int = 0,
+    *,
+    with_targets: bool = False,
+) -> Batch:
     """A batch whose sequences can be dealt to the data-parallel ranks of all of the layouts.
 
     Eight sequences, or more where data parallelism times interleaved stages is larger. Up to two
@@ -38,6 +46,7 @@ def make_batch(vocab_size: int, max_length: int, layouts: Sequence[Layout], seed
         max_length: Most tokens that a sequence may have.
         layouts: All that will run it.
         seed: Of ids and prompt lengths.
+        with_targets: Give every token the `TARGET` of a scalar head.
     """
     rng = random.Random(seed)
     strides = [layout.dp * (layout.pp if layout.vpp > 1 else 1) for layout in layouts]
@@ -50,6 +59,7 @@ def make_batch(vocab_size: int, max_length: int, layouts: Sequence[Layout], seed
             TokenSequence(
                 token_ids=[rng.randrange(vocab_size) for _ in range(length)],
                 loss_mask=[0.0] * prompt + [1.0] * (length - prompt),
+                fields={TARGET: [rng.gauss(0, 1) for _ in range(length)]} if with_targets else {},
             )
         )
     return Batch(sequences, MICRO_BATCH_TOKENS)

@@ -1,11 +1,13 @@
 """The same batch through Hugging Face's own model: logits, loss and gradients."""
 
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import torch
 
-from megarlhf.parity.batch import Batch
+from megarlhf.data.records import Sequence
+from megarlhf.models.spec import ModelSpec
+from megarlhf.parity.batch import TARGET, Batch
 
 
 @dataclass(frozen=True)
@@ -23,26 +25,43 @@ class HuggingFaceRun:
     gradients: dict[str, torch.Tensor]
 
 
-def run_huggingface(path: Path, dtype: str, batch: Batch) -> HuggingFaceRun:
-    """Run every sequence on its own, without padding, through ``AutoModelForCausalLM``."""
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-    if torch.cuda.is_available():
-        model = model.cuda()
+def run_huggingface(spec: ModelSpec, dtype: str, batch: Batch) -> HuggingFaceRun:
+    """Run every sequence on its own, without padding, through Hugging Face's model."""
+    model = _load(spec, dtype)
     total = sum(sum(sequence.loss_mask) for sequence in batch.sequences)
     logits, loss = [], 0.0
     for sequence in batch.sequences:
-        ids = torch.tensor(sequence.token_ids, device=model.device)
+        found, losses = _run_sequence(model, spec, sequence)
         mask = torch.tensor(sequence.loss_mask[1:], device=model.device)
-        found = model(ids[None]).logits[0]
-        wide = found.to(torch.promote_types(found.dtype, torch.float32))
-        logprobs = wide[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
-        share = -(logprobs * mask).sum() / total
+        share = (losses * mask).sum() / total
         share.backward()
         logits.append(found.detach().cpu())
         loss += share.item()
     gradients = {name: parameter.grad.cpu() for name, parameter in model.named_parameters()}
     return HuggingFaceRun(torch.cat(logits), loss, gradients)
+
+
+def _load(spec: ModelSpec, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    kind = AutoModelForCausalLM if spec.scalar_head is None else AutoModelForSequenceClassification
+    model = kind.from_pretrained(spec.path, dtype=getattr(torch, dtype))
+    return model.cuda() if torch.cuda.is_available() else model
+
+
+def _run_sequence(
+    model: Any, spec: ModelSpec, sequence: Sequence
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits [L, V] (of a scalar head: values [L, 1]) and the loss of each predicted token [L - 1]."""
+    ids = torch.tensor(sequence.token_ids, device=model.device)
+    if spec.scalar_head is None:
+        found = model(ids[None]).logits[0]
+        wide = found.to(torch.promote_types(found.dtype, torch.float32))
+        return found, -wide[:-1].log_softmax(-1).gather(1, ids[1:, None])[:, 0]
+    body = getattr(model, model.base_model_prefix)
+    found = model.get_submodule(spec.scalar_head)(body(ids[None]).last_hidden_state[0])
+    wide = found.to(torch.promote_types(found.dtype, torch.float32))[:-1, 0]
+    target = torch.tensor(sequence.fields[TARGET][1:], device=model.device)
+    return found, (wide - target).square()

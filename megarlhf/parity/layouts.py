@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from megarlhf.config import checks
+from megarlhf.config import layout_checks
 from megarlhf.config.schema import ParallelConfig
 from megarlhf.errors import UserError
 from megarlhf.parallel.topology import Topology
@@ -15,7 +15,7 @@ from megarlhf.parallel.topology import Topology
 MAX_RANKS = 8
 _SIZES = ("tp", "pp", "vpp", "cp", "ep", "dp")
 _HELP = "components are tpN ppN cpN epN dpN vppN and sp, joined by dots: tp2.sp.pp2.cp2"
-# How `config.checks` names the components, in the order in which they must be replaced.
+# How `config.layout_checks` names the components, in the order in which they must be replaced.
 _KEYS = {
     "model.parallel.tensor * pipeline * context": "tp * pp * cp",
     "model.parallel.virtual_pipeline": "vpp",
@@ -118,7 +118,7 @@ def _problem(layout: Layout, model: Mapping[str, Any], max_ranks: int) -> str | 
     if layout.world > max_ranks:
         return f"needs {layout.world} ranks, more than the {max_ranks} of --max-ranks"
     try:
-        checks.check_parallel(layout.parallel, dict(model), layout.world, "ranks")
+        layout_checks.check_parallel(layout.parallel, dict(model), layout.world, "ranks")
     except UserError as error:
         text = f"{error.where} {error.what}"
         for key, name in _KEYS.items():

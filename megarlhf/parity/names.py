@@ -2,7 +2,7 @@
 
 EMBEDDING = "model.embed_tokens"
 FINAL_NORM = "model.norm"
-LOGITS = "lm_head"
+LOGITS = "lm_head"  # also of a scalar head, whose logits are one value a token
 
 
 def layer(number: int) -> str:

@@ -2,34 +2,19 @@
 
 import gc
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
 
-from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.config.schema import ModelConfig
-from megarlhf.data.records import MicroBatch
 from megarlhf.engine.double import DoubleEngine
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parity import capture
-from megarlhf.parity.records import Pack, RankRun, Request
-
-
-@dataclass
-class _Recorded(NegativeLogLikelihood):
-    """The loss, which remembers the micro-batches that it was called for."""
-
-    packs: list[Pack] = field(default_factory=list)
-
-    def __call__(
-        self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        self.packs.append(Pack(batch.order, batch.lengths, batch.position_ids.tolist()))
-        return super().__call__(logprobs, entropy, batch)
+from megarlhf.parity.losses import Recorded, loss_of
+from megarlhf.parity.records import RankRun, Request
 
 
 def run(rank: int, world: int, request: Request) -> RankRun:
@@ -42,7 +27,8 @@ def run(rank: int, world: int, request: Request) -> RankRun:
 
 def _train(rank: int, request: Request) -> RankRun:
     engine = _build(rank, request)
-    loss, gradients = _Recorded(), {}
+    loss = Recorded(loss_of(scalar=engine.spec.scalar_head is not None))
+    gradients: dict[str, torch.Tensor] = {}
     finalize = engine.config.finalize_model_grads_func
 
     def finalize_and_keep(*args: Any, **kwargs: Any) -> None:

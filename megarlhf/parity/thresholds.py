@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megarlhf.config.checks import EXPERT_COUNT_KEYS
+from megarlhf.config.layout_checks import EXPERT_COUNT_KEYS
 
 
 @dataclass(frozen=True)

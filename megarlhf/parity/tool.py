@@ -153,7 +153,13 @@ class _Session:
         self._settings, self._spec, self._scratch = settings, spec, scratch
         self._pool, self._setup = pool, setup
         limit = int(spec.settings["max_sequence_length"])
-        self._batch = make_batch(spec.vocab_size, limit, layouts, settings.seed)
+        self._batch = make_batch(
+            spec.vocab_size,
+            limit,
+            layouts,
+            settings.seed,
+            with_targets=spec.scalar_head is not None,
+        )
         self._thresholds = thresholds
         self._reference: Reference | None = None
         pool.start(max(layout.world for layout in layouts))
@@ -162,7 +168,7 @@ class _Session:
         """Run a layout; the first must be one rank."""
         began, settings = time.monotonic(), self._settings
         if self._reference is None:
-            hugging_face = run_huggingface(settings.model, settings.dtype, self._batch)
+            hugging_face = run_huggingface(self._spec, settings.dtype, self._batch)
             run, directory = self._run(layout, None)
             modules = names.modules(self._spec.num_layers)
             self._reference = make_reference(run, hugging_face, modules)

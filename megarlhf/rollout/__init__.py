@@ -1,1 +1,1 @@
-"""vLLM engines, sampling, rewards."""
+"""vLLM engines, sampling."""

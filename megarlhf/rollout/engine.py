@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megarlhf.data.records import Prompt, Sample
 
 
@@ -85,6 +87,7 @@ class VllmEngine:
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            **_prefill_settings(settings.max_length),
         )
         self._llm.update_weight_version("0")
 
@@ -159,6 +162,17 @@ class VllmEngine:
         self._llm.update_weights({"update_info": {}})
         self._llm.finish_weight_update(weight_version=str(version))
         self._llm.reset_prefix_cache()  # the old weights' keys must not answer
+
+
+def _prefill_settings(max_length: int) -> dict[str, Any]:
+    """On a CPU, take every prompt in one piece.
+
+    vllm 0.32.0 steps a request's own generator back when a part of its prompt has been run, which
+    torch's CPU generator cannot do: a seeded request with a long prompt ends the engine.
+    """
+    if torch.cuda.is_available():
+        return {}
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_length)}
 
 
 def engine_environment(kv_cache_gib: int, *, on_gpu: bool) -> dict[str, str]:

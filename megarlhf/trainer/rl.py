@@ -1,8 +1,11 @@
 """Reinforcement learning: the loop."""
 
+from dataclasses import replace
 from typing import Any
 
+from megarlhf.algo import registry
 from megarlhf.config.schema import RLConfig
+from megarlhf.data.records import Sample
 from megarlhf.trainer.experience import as_sequences
 from megarlhf.trainer.rl_inputs import prepare
 from megarlhf.trainer.rl_run import RLRun
@@ -12,6 +15,7 @@ from megarlhf.trainer.stopping import StopRequest
 
 def train(config: RLConfig) -> dict[str, Any]:
     """From a Hugging Face checkpoint to a better one; returns the run's summary."""
+    config = replace(config, algorithm=registry.filled(config.algorithm))  # what was left to it
     inputs = prepare(config)  # everything that can be wrong with the input is found here
     with RunDirectory("rl", config) as directory:
         if summary := directory.finished_summary(inputs.total_steps):
@@ -21,14 +25,18 @@ def train(config: RLConfig) -> dict[str, Any]:
         with RLRun(config, inputs, directory) as run, StopRequest() as stop:
             run.begin()  # or go on from the newest checkpoint
             while run.step < inputs.total_steps and not stop:
-                prompts = inputs.stream.next_batch(config.rollout.prompts_per_step)
-                with run.phase("generate"):
-                    groups = run.sample(prompts)
-                with run.phase("reward"):
-                    run.score(groups)
-                sequences = as_sequences(groups, inputs.algorithm)
+                groups: list[list[Sample]] = []
+                while missing := config.rollout.prompts_per_step - len(groups):
+                    prompts = inputs.stream.next_batch(missing)
+                    with run.phase("generate"):
+                        sampled = run.sample(prompts)
+                    with run.phase("reward"):
+                        run.score(sampled)
+                    groups += run.worth_training(sampled)  # all, or those with a signal
+                sequences = as_sequences(groups)
                 with run.phase("reference"):
-                    run.add_reference_logprobs(sequences)
+                    run.add_logprobs(sequences)
+                run.credit.assign(groups, sequences)
                 with run.phase("train"):
                     metrics = run.update_actor(sequences)
                 with run.phase("stream"):

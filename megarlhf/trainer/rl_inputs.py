@@ -7,6 +7,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megarlhf.algo import registry
 from megarlhf.algo.registry import Algorithm
+from megarlhf.algo.rules import check_algorithm
 from megarlhf.config import checks
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.prompts import PromptStream, load_prompts
@@ -14,7 +15,8 @@ from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
-from megarlhf.rollout.rewards import RewardFunction, load_reward_function
+from megarlhf.rewards.mix import Rewards
+from megarlhf.rewards.sources import rewards_of
 
 
 @dataclass
@@ -24,7 +26,7 @@ class RLInputs:
     Attributes:
         spec: The model.
         algorithm: The registry's row.
-        reward: The user's function.
+        reward: What scores the samples; checked, not started.
         stream: Training prompts, in their order.
         eval_prompts: Held-out prompts; empty without ``data.eval_prompts``.
         total_steps: Rollouts of the whole run.
@@ -32,7 +34,7 @@ class RLInputs:
 
     spec: ModelSpec
     algorithm: Algorithm
-    reward: RewardFunction
+    reward: Rewards
     stream: PromptStream
     eval_prompts: list[Prompt]
     total_steps: int
@@ -44,14 +46,10 @@ def prepare(config: RLConfig) -> RLInputs:
     Raises:
         UserError: Anything is missing, malformed or does not fit together.
     """
-    algorithm = registry.find(config.algorithm.name)
+    algorithm = registry.find(config.algorithm.name, config.algorithm.file)
     checks.check_rl(config)
-    if config.rollout.samples_per_prompt < algorithm.min_samples:
-        raise UserError(
-            f"{algorithm.name} needs at least {algorithm.min_samples} samples a prompt",
-            where="rollout.samples_per_prompt",
-        )
-    spec = ModelSpec.read(config.model.path)
+    check_algorithm(algorithm, config)
+    spec = read_language_model(config.model.path)
     if spec.num_experts:
         raise UserError(
             "the weights of a mixture of experts cannot be streamed into vLLM yet",
@@ -63,7 +61,7 @@ def prepare(config: RLConfig) -> RLInputs:
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
     held_out = (
-        load_prompts(config.data, config.data.eval_prompts, tokenizer)
+        load_prompts(config.data, config.data.eval_prompts, tokenizer, held_out=True)
         if config.data.eval_prompts
         else []
     )
@@ -72,14 +70,32 @@ def prepare(config: RLConfig) -> RLInputs:
     steps = config.train.steps
     if steps is None:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
+    reward = rewards_of(config.reward)
+    reward.check()
     return RLInputs(
         spec=spec,
         algorithm=algorithm,
-        reward=load_reward_function(config.reward.function),
+        reward=reward,
         stream=stream,
         eval_prompts=held_out,
         total_steps=steps,
     )
+
+
+def read_language_model(path: str) -> ModelSpec:
+    """The description of a model that predicts tokens.
+
+    Raises:
+        UserError: It is a reward model; or see `ModelSpec.read`.
+    """
+    spec = ModelSpec.read(path)
+    if spec.scalar_head is not None:
+        raise UserError(
+            "a reward model: it scores tokens and does not predict them",
+            where=path,
+            fix="set model.path to a language model",
+        )
+    return spec
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:

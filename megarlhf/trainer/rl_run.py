@@ -5,9 +5,12 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
+from megarlhf.algo.filtering import groups_with_signal
+from megarlhf.algo.minibatches import minibatches
 from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
@@ -18,7 +21,8 @@ from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.actor_worker import ActorWorker
 from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
-from megarlhf.rollout import rewards
+from megarlhf.parallel import context
+from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.engine import EngineSettings, Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.rl_inputs import RLInputs
@@ -36,13 +40,16 @@ class RLRun:
 
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
+        credit: Gives the tokens of a rollout their advantages.
     """
 
     def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
         self.config, self.inputs, self.directory = config, inputs, directory
         self.step = 0
+        self._rounds = self._dropped = 0  # of sampling, and prompts dropped, in this step
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
+        self._tally = Tally()
         self._saved_step = -1
         self._exit = ExitStack()
         self._sampling = Sampling(
@@ -53,7 +60,16 @@ class RLRun:
             max_new_tokens=config.rollout.max_new_tokens,
         )
         self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
-        self._loss = PolicyLoss(config.algorithm, temperature=config.rollout.temperature)
+        self._loss = PolicyLoss(
+            inputs.algorithm,
+            config.algorithm,
+            temperature=config.rollout.temperature,
+            max_tokens=config.rollout.max_new_tokens,
+            sequence_sums=context.sequence_sums,
+        )
+        self.credit = experience.CreditAssignment(
+            inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
+        )
 
     def __enter__(self) -> "RLRun":
         checkpoint = self.directory.newest_checkpoint()
@@ -70,6 +86,7 @@ class RLRun:
         cpus = cluster.actor_ranks * cluster.cpus_per_rank
         cpus += rollout.engines * rollout.tensor_parallel
         with self._exit, self.log.progress.phase("start", setup=True):
+            self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
             self.engines = EngineGroup(self.config, self._engine_settings())
             self.actor = WorkerGroup(ActorWorker, self.config)
@@ -107,40 +124,58 @@ class RLRun:
 
     def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
         """Samples of every prompt from the engines; the same for the same seed and step."""
-        seeds = random.Random(f"{self.config.train.seed}-{self.step}")
+        again = f"-{self._rounds}" if self._rounds else ""
+        seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
+        self._rounds += 1
         return self.engines.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
 
     def score(self, groups: Sequence[Sequence[Sample]]) -> None:
-        """Set every sample's reward."""
-        samples = [sample for group in groups for sample in group]
-        rewards.score(self.inputs.reward, samples, self.config.reward.function)
+        """Set every sample's reward; those that could not be scored keep none and are counted."""
+        self._tally.add(self.inputs.reward.score([sample for group in groups for sample in group]))
+        rollout = self.config.rollout
+        self._tally.check(rollout.prompts_per_step * rollout.samples_per_prompt)
 
-    def add_reference_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
-        """Give the sequences the reference's log-probabilities, where KL is wanted."""
+    def worth_training(self, groups: list[list[Sample]]) -> list[list[Sample]]:
+        """All scored groups; with dynamic filtering those with a signal, while there are refills."""
+        algorithm, groups = self.config.algorithm, complete_groups(groups)
+        if not algorithm.dynamic_filtering or self._rounds > algorithm.max_refills:
+            return groups
+        keep = groups_with_signal([[sample.reward for sample in group] for group in groups])
+        self._dropped += keep.count(False)
+        return [group for group, kept in zip(groups, keep, strict=True) if kept]
+
+    def add_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give the sequences the reference's and the old policy's log-probabilities, where wanted."""
         if self.config.algorithm.kl_coef > 0:
             values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
             experience.add_field(sequences, "reference_logprobs", values)
-
-    def update_actor(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
-        """Train the actor on a rollout, in ``updates_per_rollout`` optimizer steps."""
-        updates = self.config.algorithm.updates_per_rollout
-        if updates > 1:  # with one, the old policy is the current one
+        if experience.needs_old_logprobs(self.config.algorithm):
             values = self.actor.merged("logprobs", sequences, self._loss.temperature)
             experience.add_field(sequences, "old_logprobs", values)
-        size = len(sequences) // updates
+
+    def update_actor(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """Train the actor on a rollout: ``epochs`` times ``updates_per_rollout`` optimizer steps."""
+        algorithm, kl = self.config.algorithm, self.credit.kl
+        seed = f"{self.config.train.seed}-{self.step}-order"
+        steps = minibatches(
+            len(sequences), algorithm.updates_per_rollout, algorithm.epochs, seed=seed
+        )
+        loss = replace(self._loss, config=replace(algorithm, kl_coef=kl.value))
         results = []
-        for update in range(updates):
+        for number, chosen in enumerate(steps):
             lr = learning_rate(
                 self.config.optimizer,
-                self.step * updates + update,
-                self.inputs.total_steps * updates,
+                self.step * len(steps) + number,
+                self.inputs.total_steps * len(steps),
             )
-            part = sequences[update * size : (update + 1) * size]
-            results.append(self.actor.run("train", part, self._loss, lr)[0])
-        metrics = {name: sum(r[name] for r in results) / updates for name in results[0]}
+            part = [sequences[index] for index in chosen]
+            results.append(self.actor.run("train", part, loss, lr)[0])
+        metrics = {name: sum(r[name] for r in results) / len(steps) for name in results[0]}
         self._check(metrics)
+        metrics |= {"kl_coef": kl.value, **experience.largest_gap(sequences)}
+        kl.update(metrics["kl"], len(sequences))
         return metrics
 
     def update_engines(self) -> dict[str, float]:
@@ -151,7 +186,11 @@ class RLRun:
     def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
         """Count, log, and evaluate and save where they are due."""
         self.step += 1
-        metrics = {**experience.rollout_metrics(groups), **metrics}
+        if self.config.algorithm.dynamic_filtering:
+            metrics["groups_dropped"] = self._dropped / (self._dropped + len(groups))
+        self._rounds = self._dropped = 0
+        metrics = {**experience.rollout_metrics(groups), **self._tally.metrics(), **metrics}
+        self._tally = Tally()
         train = self.config.train
         if self.inputs.eval_prompts and train.eval_every and self.step % train.eval_every == 0:
             with self.phase("evaluate"):
@@ -208,9 +247,10 @@ class RLRun:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
         prompts = self.inputs.eval_prompts
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
-        self.score(groups)
+        self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
-        return sum(group[0].reward or 0.0 for group in groups) / len(groups)
+        rewards = [group[0].reward for group in groups if group[0].reward is not None]
+        return sum(rewards) / len(rewards)
 
     def _check(self, metrics: dict[str, float]) -> None:
         broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
@@ -236,6 +276,7 @@ class RLRun:
             {
                 "step": self.step,
                 "stream": self.inputs.stream.state_dict(),
+                "credit": self.credit.state_dict(),
                 "accuracy_before": self._accuracy_before,
                 "worst_gap": self._worst_gap,
                 "saved_at": time.time(),
@@ -245,6 +286,7 @@ class RLRun:
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.inputs.stream.load_state_dict(state["stream"])
+        self.credit.load_state_dict(state["credit"])
         self.step = self._saved_step = state["step"]
         self._accuracy_before = state["accuracy_before"]
         self._worst_gap = state["worst_gap"]

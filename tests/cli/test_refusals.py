@@ -31,7 +31,7 @@ def test_the_right_commands_would_start(commands, command):
         (["lr"], ["'lr' is not an override", "dotted.key=value"]),
         (["--config=/no/run.yaml"], ["/no/run.yaml", "no such config file"]),
         (["output.dir="], ["output.dir expects text, got nothing"]),
-        (["model.parallel.pipeline=3"], ["model.parallel.pipeline", "num_hidden_layers (4)"]),
+        (["model.parallel.pipeline=5"], ["model.parallel.pipeline", "num_hidden_layers (4)"]),
         (["optimizer.lr=-1"], ["optimizer.lr", "at least 0", "the default is 1e-06"]),
     ],
 )
@@ -108,7 +108,7 @@ def test_only_the_first_rank_complains(commands, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("command", "keys"),
     [
-        ("rl", ["model.path", "data.prompts", "reward.function", "output.dir"]),
+        ("rl", ["model.path", "data.prompts", "output.dir"]),
         ("sft", ["model.path", "data.train", "output.dir"]),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 
 from megarlhf.config import checks, loader
 from megarlhf.config.schema import RLConfig, SFTConfig
-from megarlhf.rollout.rewards import load_reward_function
+from megarlhf.rewards.function_file import load_reward_function
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -139,7 +139,11 @@ def test_every_range_is_of_a_setting():
         (["data.prompts=json@/no/file"], "data.prompts", ["/no/file"]),
         (["data.eval_prompts=json@/no/file"], "data.eval_prompts", ["/no/file"]),
         (["reward.function=/no/reward.py"], "reward.function", ["/no/reward.py", "reward_func"]),
-        (["rollout.samples_per_prompt=1"], "rollout.samples_per_prompt", ["at least 2", "grpo"]),
+        (["reward.function=none"], "reward", ["nothing scores", "reward.function", "reward.urls"]),
+        (["reward.weights=[1, 2]"], "reward.weights", ["2 weights for 1 sources (function)"]),
+        (["reward.urls=[here:5000]"], "reward.urls", ["'here:5000'", "http://HOST:PORT/PATH"]),
+        (["reward.workers=-1"], "reward.workers", ["at least 0"]),
+        (["reward.timeout_s=0"], "reward.timeout_s", ["greater than 0"]),
         (
             [
                 "rollout.prompts_per_step=5",
@@ -193,7 +197,18 @@ def test_model_directory(tmp_path, spoil, parts):
     ("hf", "layout", "where", "parts"),
     [
         (DENSE, ["tensor=8"], "tensor", ["num_attention_heads (12)", "got 8", "use 1, 2 or 4"]),
-        (DENSE, ["tensor=3"], "tensor", ["num_key_value_heads (4)", "use 1, 2 or 4"]),
+        (
+            DENSE | {"intermediate_size": 12},
+            ["tensor=3"],
+            "tensor",
+            ["num_key_value_heads (4)", "use 1, 2 or 4"],
+        ),
+        (
+            DENSE | {"num_key_value_heads": 1, "head_dim": 3},
+            ["tensor=4"],
+            "tensor",
+            ["6 rows of keys and values", "use 1 or 2"],
+        ),
         (DENSE | {"intermediate_size": 6}, ["tensor=4"], "tensor", ["intermediate_size (6)"]),
         (
             {"num_attention_heads": 6},
@@ -203,12 +218,18 @@ def test_model_directory(tmp_path, spoil, parts):
         ),
         (DENSE, ["sequence=true"], "sequence", ["tensor > 1"]),
         (DENSE, ["virtual_pipeline=2"], "virtual_pipeline", ["pipeline > 1"]),
-        (DENSE, ["pipeline=3"], "pipeline", ["num_hidden_layers (8)", "use 1, 2, 4 or 8"]),
+        (DENSE | {"num_hidden_layers": 2}, ["pipeline=3"], "pipeline", ["(2)", "use 2 or less"]),
         (
             DENSE,
-            ["pipeline=2", "virtual_pipeline=3"],
+            ["pipeline=2", "virtual_pipeline=5"],
             "virtual_pipeline",
-            ["4 layers of a pipeline stage", "use 1, 2 or 4"],
+            ["one of the 8 layers", "use 4 or less"],
+        ),
+        (
+            DENSE,
+            ["pipeline=2", "chunk_layers=[3,4]"],
+            "chunk_layers",
+            ["2 positive numbers", "8 layers", "got [3, 4]"],
         ),
         (DENSE, ["expert=2"], "expert", ["no experts", "model.parallel.expert=1"]),
         (EXPERTS, ["expert=3"], "expert", ["4 experts", "use 1, 2 or 4"]),

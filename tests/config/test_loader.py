@@ -3,7 +3,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pytest
 from hypothesis import given, settings
@@ -269,7 +269,6 @@ def test_missing_required():
     assert loader.missing_required(RLConfig()) == [
         "model.path",
         "data.prompts",
-        "reward.function",
         "output.dir",
     ]
     config = loader.load(RLConfig, None, ["model.path=m", "output.dir=o", "reward.function=r.py"])
@@ -281,6 +280,8 @@ def values_of(kind):
     if get_args(kind) and type(None) in get_args(kind):
         inner = next(member for member in get_args(kind) if member is not type(None))
         return st.none() | values_of(inner)
+    if get_origin(kind) is tuple:
+        return st.lists(values_of(get_args(kind)[0]), max_size=3).map(tuple)
     if get_args(kind):  # Literal
         return st.sampled_from(get_args(kind))
     awkward = st.sampled_from(

@@ -76,6 +76,18 @@ def test_inputs_without_a_chat_template_are_strings(write_rows, tokenizer):
     assert "apply_chat_template" in str(caught.value)
 
 
+def test_mixed_and_held_out_prompts(write_rows, tokenizer):
+    one = write_rows([{"prompt": "a"}, {"prompt": "b"}], "one.jsonl")
+    two = write_rows([{"prompt": "c"}], "two.jsonl")
+    settings = {"probabilities": (0.5, 0.5), "mixing": "all_exhausted"}
+    mixed = load(f"{one},{two}", tokenizer, **settings)
+    assert [prompt.text for prompt in mixed] == ["a", "c", "b"]
+    config = PromptDataConfig(**settings)
+    assert len(load_prompts(config, one, tokenizer, held_out=True)) == 2
+    with pytest.raises(UserError, match="2 probabilities for 1 sources"):
+        load(one, tokenizer, **settings)
+
+
 def test_bad_templates(tokenizer, chat_tokenizer):
     with pytest.raises(UserError, match="has no chat template"):
         InputTemplate(tokenizer, apply_chat_template=True)

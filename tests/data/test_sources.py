@@ -1,6 +1,6 @@
 import pytest
 
-from megarlhf.data.sources import read_rows, short_enough
+from megarlhf.data.sources import Selection, read_rows
 from megarlhf.errors import UserError
 
 
@@ -97,6 +97,71 @@ def test_datasets_reads_parquet_saved_and_named_data(tmp_path, monkeypatch):
     assert len(read_rows("owner/name", required_keys=["q"], max_samples=1)) == 1
 
 
+def test_parquet_and_arrow_files_and_directories(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"q": number, "messages": [{"role": "user", "content": "x"}]} for number in range(5)]
+    table = pyarrow.Table.from_pylist(rows)
+    (tmp_path / "p").mkdir()
+    (tmp_path / "a").mkdir()
+    for number, name in enumerate(("b", "a")):
+        part = table.slice(0, 2) if number else table.slice(2)
+        pyarrow.parquet.write_table(part, tmp_path / "p" / f"{name}.parquet")
+    with pyarrow.ipc.new_file(tmp_path / "a" / "file.arrow", table.schema) as writer:
+        writer.write_table(table)
+    with pyarrow.ipc.new_stream(tmp_path / "a" / "stream.arrow", table.schema) as writer:
+        writer.write_table(table, max_chunksize=2)
+    assert [row.values for row in read_rows(f"parquet@{tmp_path}/p", required_keys=["q"])] == rows
+    both = read_rows(f"arrow@{tmp_path}/a", required_keys=["q"])
+    assert [row.values for row in both] == rows + rows
+    assert both[-1].where == f"{tmp_path}/a/stream.arrow, row 5"
+    (by_suffix,) = read_rows(f"{tmp_path}/a/file.arrow", required_keys=["q"], max_samples=1)
+    assert by_suffix.values == rows[0]
+    with pytest.raises(UserError, match="no key 'p'"):
+        read_rows(f"parquet@{tmp_path}/p", required_keys=["p"])
+
+
+def test_files_that_are_not_what_they_are_called(tmp_path):
+    for kind in ("parquet", "arrow"):
+        file = tmp_path / f"rows.{kind}"
+        file.write_text("not at all")
+        with pytest.raises(UserError, match=f"does not read as {kind.capitalize()}") as caught:
+            read_rows(str(file), required_keys=[])
+        assert caught.value.where == str(file)
+
+
+def test_splits_of_a_directory(tmp_path):
+    for name in ("train-00000", "train-00001", "test"):
+        (tmp_path / f"{name}.jsonl").write_text(f'{{"q": "{name}"}}\n')
+    spec = f"json@{tmp_path}"
+    assert len(list(Selection(spec))) == 3
+    train = [row.values["q"] for row in Selection(spec, "train")]
+    assert train == ["train-00000", "train-00001"]
+    with pytest.raises(UserError, match=r"no .* file of the split 'dev'"):
+        list(Selection(spec, "dev"))
+    with pytest.raises(UserError, match="one file has no split 'test'"):
+        list(Selection(f"{spec}/test.jsonl", "test"))
+
+
+def test_splits_and_configurations_of_a_name(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(*names):
+        asked.append(names)
+        parts = {name: datasets.Dataset.from_list([{"q": name}]) for name in ("train", "test")}
+        return datasets.DatasetDict(parts)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert [row.values["q"] for row in Selection("owner/name:main", "test")] == ["test"]
+    assert [row.values["q"] for row in Selection("owner/name")] == ["train"]
+    assert asked == [("owner/name", "main"), ("owner/name",)]
+    with pytest.raises(UserError, match="no split called dev; it has train, test"):
+        list(Selection("owner/name", "dev"))
+
+
 def test_what_datasets_raises_becomes_a_user_error(tmp_path, monkeypatch):
     import datasets
 
@@ -109,24 +174,6 @@ def test_what_datasets_raises_becomes_a_user_error(tmp_path, monkeypatch):
     assert "json@PATH" in str(caught.value)
     with pytest.raises(UserError, match="no such file"):
         read_rows(str(tmp_path / "missing.parquet"), required_keys=[])
-
-
-def test_short_enough(tmp_path, caplog):
-    file = tmp_path / "rows.jsonl"
-    file.write_text("{}\n{}\n{}\n")
-    rows = read(file)
-    keys = {"limit_key": "data.limit", "overlong_key": "data.overlong"}
-    with caplog.at_level("WARNING", logger="megarlhf"):
-        assert short_enough(rows, [3, 4, 5], limit=5, overlong="error", **keys) == [0, 1, 2]
-        assert not caplog.records
-        assert short_enough(rows, [3, 9, 5], limit=5, overlong="drop", **keys) == [0, 2]
-    assert "dropped 1 of 3 rows" in caplog.text
-    with pytest.raises(UserError) as caught:
-        short_enough(rows, [3, 9, 8], limit=5, overlong="error", **keys)
-    assert caught.value.where == f"{file}:2"
-    assert "9 tokens are more than data.limit=5 (2 of 3 rows" in caught.value.what
-    with pytest.raises(UserError, match="3 of 3 rows"):
-        short_enough(rows, [6, 9, 8], limit=5, overlong="drop", **keys)
 
 
 def test_gsm8k(shared_data):

@@ -105,6 +105,38 @@ def test_overlong_rows(write_rows, tokenizer, caplog):
     assert "dropped 1 of 2 rows" in caplog.text
 
 
+def test_plain_text(write_rows, make_tokenizer):
+    tokenizer = make_tokenizer(bos=True)
+    spec = write_rows([{"input": "some text"}, {"input": "more</s>"}])
+    first, second = load(spec, tokenizer, pretrain_mode=True)
+    assert tokenizer.decode(first.token_ids) == "<s>some text</s>"
+    assert first.loss_mask == [0.0] + [1.0] * 10
+    assert tokenizer.decode(second.token_ids) == "<s>more</s>"
+    with pytest.raises(UserError, match="single token"):
+        load(write_rows([{"input": "x"}]), make_tokenizer(eos=False), pretrain_mode=True)
+    with pytest.raises(UserError, match="the input must be a string that is not blank"):
+        load(write_rows([{"input": None}]), tokenizer, pretrain_mode=True)
+
+
+def test_rewards_in_the_prompt(write_rows, tokenizer, chat_tokenizer):
+    rows = [{"input": "1+1=", "output": "2", "reward": 0.987}]
+    settings = {"reward_key": "reward"}
+    (sequence,) = load(write_rows(rows), tokenizer, **settings)
+    assert parts(sequence, tokenizer) == ("1+1= <rm_score>: 0.99 ", "2</s>")
+    settings["reward_template"] = "[{reward}] {input}"
+    (sequence,) = load(write_rows(rows), tokenizer, input_template="Q {}", **settings)
+    assert parts(sequence, tokenizer) == ("Q [0.99] 1+1=", "2</s>")
+    turns = [{"role": "system", "content": "s"}, {"role": "user", "content": "{reward}?"}]
+    spec = write_rows([{**rows[0], "input": turns}])
+    (sequence,) = load(spec, chat_tokenizer, apply_chat_template=True, **settings)
+    assert parts(sequence, chat_tokenizer)[0] == (
+        "<|system|>s</s>\n<|user|>[0.99] {reward}?</s>\n<|assistant|>"
+    )
+    for reward in ("high", None, True):
+        with pytest.raises(UserError, match="the reward must be a finite number"):
+            load(write_rows([{**rows[0], "reward": reward}]), tokenizer, **settings)
+
+
 def test_gsm8k_streams(shared_data, tokenizer):
     spec = f"json@{shared_data}/gsm8k_train.jsonl"
     settings = {"input_key": "question", "output_key": "answer", "max_samples": 300}

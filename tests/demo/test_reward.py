@@ -6,7 +6,7 @@ import pytest
 from megarlhf.demo import reward
 from megarlhf.demo.reward import reward_func
 from megarlhf.demo.task import draw_sums
-from megarlhf.rollout.rewards import load_reward_function
+from megarlhf.rewards.function_file import load_reward_function
 
 PROMPT = "<s><|user|>what is three plus four plus two minus one?<|assistant|>"
 

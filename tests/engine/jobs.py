@@ -124,3 +124,42 @@ def refusal_to_load(rank, world, path, directory):
     except UserError as error:
         return str(error)
     return None
+
+
+def train_in_small_buckets(rank, world, path, parallel, sequences, steps):
+    """As `logprobs_and_train`, but with many gradient buckets, and the weights read in between."""
+    from functools import partial
+    from unittest.mock import patch
+
+    from megatron.core import distributed
+
+    small = partial(distributed.DistributedDataParallelConfig, bucket_size=2000)
+    with patch.object(distributed, "DistributedDataParallelConfig", small):
+        engine = build(rank, world, path, parallel)
+    if parallel["overlap"] and engine.place.pp == 0:  # later stages never have several
+        assert len(engine.wrapped[0].bucket_groups) > 1
+    metrics = train(engine, sequences, steps)
+    weights = {
+        f"{index}.{name}": parameter.detach().clone()
+        for index, chunk in enumerate(engine.chunks)
+        for name, parameter in chunk.named_parameters()
+    }
+    return metrics + train(engine, sequences, 1), weights, engine.logprobs(sequences)
+
+
+def train_with_offload(rank, world, path, parallel, sequences, dtype, parts):
+    """Three steps, everything in ``parts`` given back and filled again between them.
+
+    Returns the metrics, the bytes given back and whether storages were empty meanwhile.
+    """
+    engine = build(rank, world, path, parallel, dtype=dtype)
+    metrics, freed, empty = [], 0, True
+    for _ in range(3):
+        metrics += train(engine, sequences, 1)
+        if not parts:
+            continue
+        freed = engine.offload(*parts)
+        for part in parts:
+            empty &= all(t.untyped_storage().nbytes() == 0 for t in engine._tensors_of(part))
+        engine.reload()
+    return metrics, freed, empty

@@ -31,7 +31,11 @@ def cases(draw):
         shape = [draw(sizes), draw(sizes)]
         shape[dim] *= tp
         return Cut(dim), [tuple(shape)], tp
-    groups, queries, head = tp * draw(sizes), draw(sizes), draw(sizes)
+    if draw(st.booleans()):
+        groups, queries, head = tp * draw(sizes), draw(sizes), draw(sizes)
+    else:  # fewer groups than ranks: a rank has part of one
+        groups = draw(st.sampled_from([n for n in range(1, tp + 1) if tp % n == 0]))
+        queries, head = tp // groups * draw(sizes), tp * draw(sizes)
     rows = [groups * queries * head, groups * head, groups * head]
     return QueryKeyValue(groups), [(n, *tail) for n in rows], tp
 

@@ -16,7 +16,9 @@ SIZES = {
     "dtype": "float32",
 }
 HEAD = {"head_dim": 8}
+EXPERTS = {"moe_intermediate_size": 24, "num_experts": 8, "num_experts_per_tok": 3}
 FAMILIES = {
+    "llama": ("Llama", HEAD),
     "mistral": ("Mistral", {**HEAD, "sliding_window": None}),
     "qwen2": ("Qwen2", {}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
@@ -25,29 +27,31 @@ FAMILIES = {
         "Mixtral",
         {**HEAD, "sliding_window": None, "num_local_experts": 4, "num_experts_per_tok": 2},
     ),
-    "qwen3-moe": (
+    "qwen2-moe": ("Qwen2Moe", {**EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen3-moe": ("Qwen3Moe", {**HEAD, **EXPERTS, "norm_topk_prob": True}),
+    "qwen3-moe-mixed": (  # layers 0 and 2 are dense
         "Qwen3Moe",
-        {
-            **HEAD,
-            "moe_intermediate_size": 24,
-            "num_experts": 8,
-            "num_experts_per_tok": 3,
-            "norm_topk_prob": True,
-            "mlp_only_layers": [],
-        },
+        {**HEAD, **EXPERTS, "num_hidden_layers": 4, "decoder_sparse_step": 2},
     ),
 }
+MIXTURES = {name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings}
 
 
 def write_model(family: str, directory: Path) -> Path:
-    """A model in which no two tensors, norms and biases included, are alike."""
+    """A model in which no two tensors, norms and biases included, are alike.
+
+    With ``-rm`` behind the family's name it is a reward model, with a scalar head.
+    """
     import transformers
 
-    name, settings = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings})
+    is_scalar = family.endswith("-rm")
+    name, settings = FAMILIES[family.removesuffix("-rm")]
+    kind = "SequenceClassification" if is_scalar else "CausalLM"
+    labels = {"num_labels": 1, "pad_token_id": 0} if is_scalar else {}
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings, **labels})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = getattr(transformers, f"{name}ForCausalLM")(config)
+        model = getattr(transformers, f"{name}For{kind}")(config)
         for tensor_name, parameter in model.named_parameters():
             mean = 1.0 if "norm" in tensor_name else 0.0
             torch.nn.init.normal_(parameter, mean, 0.15)

@@ -61,11 +61,15 @@ def test_a_repeated_component_is_refused():
     ("name", "why", "near"),
     [
         ("tp3", r"tp must divide the model's num_attention_heads \(4\), got 3", "tp2,"),
-        ("tp4", r"tp must divide the model's num_key_value_heads \(2\), got 4", "tp2,"),
+        ("tp8", r"tp must divide the model's num_attention_heads \(4\), got 8", "tp4,"),
         ("sp", "sp needs tp > 1", "tp2.sp"),
-        ("pp3.cp2", r"pp must divide the model's num_hidden_layers \(4\), got 3", "pp2.cp2"),
+        ("pp5", r"pp must be at most the model's num_hidden_layers \(4\), got 5", "pp4,"),
         ("vpp2", "vpp needs pp > 1", "pp2.vpp2"),
-        ("pp2.vpp4", "vpp must divide the 2 layers of a pipeline stage, got 4", "pp2.vpp2"),
+        (
+            "pp2.vpp3",
+            "vpp must leave each of 2 stages' chunks one of the 4 layers, got 3",
+            "pp2.vpp2",
+        ),
         ("ep2", "the model has no experts, got 2", "dp2"),
         ("tp2.pp2.cp2.dp2", "needs 16 ranks, more than the 8 of --max-ranks", "tp2.pp2.cp2"),
     ],
@@ -101,7 +105,7 @@ def test_the_default_layouts_are_many_and_possible():
     layouts = default_layouts(MODEL)
     names = [layout.name for layout in layouts]
     assert len(names) == len(set(names)) >= 24
-    wanted = {"tp2", "tp2.sp", "pp2", "pp4", "pp2.vpp2", "cp2", "cp4", "dp2", "dp4"}
+    wanted = {"tp2", "tp2.sp", "pp2", "pp3", "pp2.vpp2", "cp2", "cp4", "dp2", "dp4"}
     wanted |= {"tp2.sp.pp2.cp2", "tp2.sp.pp2.vpp2.dp2", "tp2.cp2.dp2", "pp2.cp4", "cp2.dp2"}
     assert wanted <= set(names)
     for layout in layouts:
@@ -116,7 +120,7 @@ def test_the_default_layouts_follow_the_model():
     assert {"ep2.dp2", "tp2.sp.pp2.ep2.dp2", "cp2.ep2"} <= names
     assert "tp2" not in names
     odd = {**MODEL, "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3}
-    assert {"tp3.sp", "pp3", "pp3.cp2"} <= {layout.name for layout in default_layouts(odd)}
+    assert {"tp3.sp", "pp2", "pp3", "pp3.cp2"} <= {layout.name for layout in default_layouts(odd)}
 
 
 @pytest.mark.parametrize("vocab", [2, 101])

@@ -29,7 +29,7 @@ def test_what_a_run_reads(right, tmp_path):
     inputs = read(right, f"data.eval_prompts={held_out}", "data.shuffle=false")
     assert inputs.spec.num_layers == 4
     assert inputs.algorithm.name == "grpo"
-    assert inputs.reward(["a", "b"], ["a", "b"], [None, None]) == [0.0, 0.0]
+    assert [scorer.name for scorer in inputs.reward.scorers] == ["function"]
     assert [prompt.text for prompt in inputs.eval_prompts] == ["0 + 1?", "1 + 1?"]
     first = inputs.stream.next_batch(1)[0]
     assert (first.text, first.label, len(first.token_ids)) == ("0 + 1?", 1, 6)

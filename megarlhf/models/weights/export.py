@@ -128,7 +128,7 @@ def _write_companions(
     for file in spec.path.iterdir():
         if file.is_file() and file.name != "config.json" and not file.name.endswith(_WEIGHT_FILES):
             shutil.copy2(file, directory / file.name)
-    config = dict(spec.hf_config)
+    config = spec.export_config
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).split(".")[1]
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if len(shards) > 1:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from megarlhf.errors import UserError
 from megarlhf.models.weights.operations import Operation, Shape
@@ -29,13 +30,17 @@ class Entry:
         parameter: Megatron's name with ``{layer}`` and, for an expert's parameter, ``{expert}``.
         operation: How the tensors make it up; a function of the dimensions where it needs them.
         tensors: The sources, in the operation's order.
-        only_if: The entry exists where this key of the Hugging Face configuration has this value.
+        only_if: The entry exists where this Megatron setting has this value.
+        layers: ``dense`` or ``mixture``: only layers of that kind have it; None: all.
+        trained: False where a checkpoint's tensor is kept as it is: it gets no gradient.
     """
 
     parameter: str
     operation: Callable[[Dims], Operation]
     tensors: tuple[Tensor, ...]
     only_if: tuple[str, object] | None = None
+    layers: Literal["dense", "mixture"] | None = None
+    trained: bool = True
 
     @property
     def per_layer(self) -> bool:
@@ -72,6 +77,7 @@ class Family:
         dims: Dimension name to the product of Megatron settings it is.
         entries: Every parameter.
         refuse: ``config.json`` key to the values that are supported; others are refused.
+        derived: Megatron settings that are a function of the whole ``config.json``.
     """
 
     architectures: tuple[str, ...]
@@ -80,6 +86,7 @@ class Family:
     dims: Mapping[str, tuple[str, ...]]
     entries: tuple[Entry, ...]
     refuse: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = field(default_factory=dict)
 
     def check(self, hf_config: dict, where: str) -> None:
         """Refuse a configuration that the family does not compute as Hugging Face does.
@@ -112,6 +119,8 @@ class Family:
             if value is None and not setting.optional:
                 raise UserError(f"the key {setting.key} is missing", where=where)
             values[name] = value
+        for name, derive in self.derived.items():
+            values[name] = derive(hf_config)
         if values.get("kv_channels") is None:
             values["kv_channels"] = values["hidden_size"] // values["num_attention_heads"]
         return values

@@ -22,6 +22,7 @@ class Parameter:
         sources: Names of the Hugging Face tensors, in the operation's order.
         pieces: What of them lies where in this parameter.
         partition_dim: Dimension that tensor parallelism cuts; None where it is replicated.
+        trained: Whether it gets a gradient.
     """
 
     chunk: int
@@ -30,6 +31,7 @@ class Parameter:
     sources: tuple[str, ...]
     pieces: tuple[Piece, ...]
     partition_dim: int | None
+    trained: bool = True
 
 
 def parameters_of(spec: ModelSpec, topology: Topology, rank: int) -> list[Parameter]:
@@ -57,6 +59,7 @@ def parameters_of(spec: ModelSpec, topology: Topology, rank: int) -> list[Parame
                 sources=tuple(t.name.format(layer=layer, expert=expert) for t in entry.tensors),
                 pieces=tuple(operation.pieces(shapes, place.tp, topology.tp)),
                 partition_dim=operation.partition_dim,
+                trained=entry.trained,
             )
         )
 
@@ -72,7 +75,8 @@ def parameters_of(spec: ModelSpec, topology: Topology, rank: int) -> list[Parame
         if entry.per_layer:
             for chunk, layers in enumerate(chunks):
                 for local, layer in enumerate(layers):
-                    add_layer(entry, chunk, local, layer)
+                    if spec.has(entry, layer):
+                        add_layer(entry, chunk, local, layer)
         elif entry.parameter.startswith("embedding."):
             if first:
                 add(entry, 0, entry.parameter)

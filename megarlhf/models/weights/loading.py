@@ -102,6 +102,10 @@ def load_huggingface(
                 f"Megatron built {tuple(target.shape)}"
             )
         target.zero_()  # padding stays zero
+        is_new = spec.has_new_head and parameter.sources == (f"{spec.scalar_head}.weight",)
+        if is_new and parameter.sources[0] not in files.file_of:
+            _initialize_head(target)
+            continue
         for piece in parameter.pieces:
             name = parameter.sources[piece.source]
             source = files.slice_of(name)
@@ -116,3 +120,10 @@ def load_huggingface(
     left = [name for names in live for name in names]
     if left:
         raise ValueError(f"parameters without an entry in the layout map: {left}")
+
+
+def _initialize_head(weight: torch.Tensor) -> None:
+    """A new scalar head: normal with standard deviation 1 / (H + 1), the same on every rank."""
+    values = torch.empty(weight.shape, dtype=torch.float32)
+    values.normal_(std=1 / (weight.shape[1] + 1), generator=torch.Generator().manual_seed(0))
+    weight.copy_(values)

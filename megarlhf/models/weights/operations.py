@@ -151,10 +151,10 @@ class Stacked(Operation):
 
 @dataclass(frozen=True)
 class QueryKeyValue(Operation):
-    """q, k, v (weight or bias) interleaved by query group, groups cut over ranks.
+    """q, k, v (weight or bias) interleaved by query group, the rows cut over ranks.
 
-    Megatron's local rows are, for each of this rank's groups, its query heads, its key head and its
-    value head. ``groups`` is the number of key/value heads; tp must divide it.
+    Megatron's rows are, for each group, its query heads, its key head and its value head. ``groups``
+    is the number of key/value heads. Where there are fewer than ranks, a rank has part of a group.
     """
 
     groups: int
@@ -164,18 +164,22 @@ class QueryKeyValue(Operation):
         return (sum(shape[0] for shape in shapes) // tp, *shapes[0][1:])
 
     def pieces(self, shapes: Sequence[Shape], tp_rank: int, tp: int) -> list[Piece]:
-        mine = self.groups // tp
+        size = self.local_shape(shapes, tp)[0]
+        begin, end = tp_rank * size, (tp_rank + 1) * size
         pieces, offset = [], 0
-        for group in range(tp_rank * mine, (tp_rank + 1) * mine):
+        for group in range(self.groups):
             for source, shape in enumerate(shapes):
                 rows = shape[0] // self.groups
-                whole = Rect.whole(shape)
-                pieces.append(
-                    Piece(
-                        source,
-                        whole.along(0, group * rows, (group + 1) * rows),
-                        whole.along(0, offset, offset + rows),
+                start, stop = max(begin, offset), min(end, offset + rows)
+                if start < stop:
+                    whole = Rect.whole(shape)
+                    first = group * rows - offset  # of the tensor's rows to these rows
+                    pieces.append(
+                        Piece(
+                            source,
+                            whole.along(0, start + first, stop + first),
+                            whole.along(0, start - begin, stop - begin),
+                        )
                     )
-                )
                 offset += rows
         return pieces

@@ -10,19 +10,24 @@ FAMILIES: tuple[Family, ...] = (
     qwen.QWEN2,
     qwen.QWEN3,
     mixture.MIXTRAL,
+    mixture.QWEN2_MOE,
     mixture.QWEN3_MOE,
 )
 
 
+CAUSAL, SCALAR = "ForCausalLM", "ForSequenceClassification"  # endings of architecture names
+
+
 def of(hf_config: dict, where: str) -> Family:
-    """The family that a parsed ``config.json`` belongs to.
+    """The family that a parsed ``config.json`` belongs to, whatever head the model has.
 
     Raises:
         UserError: The architecture is not supported; the supported ones are listed.
     """
     names = hf_config.get("architectures") or ["(none named)"]
+    causal = names[0].removesuffix(SCALAR) + CAUSAL if names[0].endswith(SCALAR) else names[0]
     for family in FAMILIES:
-        if names[0] in family.architectures:
+        if causal in family.architectures:
             family.check(hf_config, where)
             return family
     known = sorted(name for family in FAMILIES for name in family.architectures)

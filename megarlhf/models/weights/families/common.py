@@ -37,6 +37,7 @@ DIMS = {
     "head": ("kv_channels",),
     "groups": ("num_query_groups",),
     "vocab": ("vocab_size",),
+    "one": (),
 }
 
 EMBEDDING = (
@@ -132,37 +133,12 @@ HEAD = (
     ),
 )
 
-DENSE = (*EMBEDDING, *ATTENTION, *MLP_NORM, *MLP, *HEAD)
 
-
-def experts(block: str, gate: str, up: str, down: str) -> tuple[Entry, ...]:
-    """A router and its experts, whose Hugging Face names differ between families.
-
-    Args:
-        block: Name of the block in a layer, e.g. ``mlp``.
-        gate: Name of an expert's gate projection, of its up and of its down projection.
-        up: See ``gate``.
-        down: See ``gate``.
-    """
-    expert = HF + block + ".experts.{expert}."
-    local = MEGATRON + "mlp.experts.local_experts.{expert}."
-    return (
-        Entry(
-            MEGATRON + "mlp.router.weight",
-            lambda dims: Replicated(),
-            (Tensor(HF + block + ".gate.weight", "experts hidden"),),
-        ),
-        Entry(
-            local + "linear_fc1.weight",
-            lambda dims: Stacked(),
-            (
-                Tensor(expert + gate + ".weight", "expert_ffn hidden"),
-                Tensor(expert + up + ".weight", "expert_ffn hidden"),
-            ),
-        ),
-        Entry(
-            local + "linear_fc2.weight",
-            lambda dims: Cut(1),
-            (Tensor(expert + down + ".weight", "hidden expert_ffn"),),
-        ),
+def scalar_head(name: str) -> Entry:
+    """A head of this name that gives one number a token, in place of the output layer."""
+    return Entry(
+        "output_layer.weight", lambda dims: Replicated(), (Tensor(f"{name}.weight", "one hidden"),)
     )
+
+
+DENSE = (*EMBEDDING, *ATTENTION, *MLP_NORM, *MLP, *HEAD)

@@ -1,0 +1,1 @@
+"""Timings, as ratios taken in one run. Each file is a command: python -m benchmarks.NAME."""

@@ -1,0 +1,67 @@
+"""Megatron's distributed AdamW over a rank's wrapped model chunks."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from megarlhf.config.schema import OptimizerConfig
+from megarlhf.engine import adam
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+    from megatron.core.transformer import TransformerConfig
+
+
+def make_optimizer(
+    settings: OptimizerConfig,
+    config: "TransformerConfig",
+    wrapped: Sequence[Any],
+    groups: "ProcessGroupCollection",
+) -> Any:
+    """The optimizer; fp32 main copies of bf16 parameters and its state are cut over the replicas.
+
+    Args:
+        settings: Its hyperparameters.
+        config: The model's configuration.
+        wrapped: The chunks, in DistributedDataParallel.
+        groups: Process groups.
+    """
+    adam.give_to_megatron()
+    from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+    from megatron.core.optimizer import get_megatron_optimizer
+
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=settings.lr,
+            min_lr=0.0,
+            weight_decay=settings.weight_decay,
+            adam_beta1=settings.beta1,
+            adam_beta2=settings.beta2,
+            adam_eps=settings.eps,
+            clip_grad=settings.clip_grad,
+            bf16=config.bf16,
+            params_dtype=config.params_dtype,
+            use_distributed_optimizer=True,
+            overlap_param_gather=wrapped[0].ddp_config.overlap_param_gather,
+        ),
+        list(wrapped),
+        use_gloo_process_groups=False,
+        pg_collection=groups,
+    )
+    for group in optimizer.param_groups:
+        # Norms are not decayed: Megatron says so in the group, but only its scheduler reads it.
+        group["weight_decay"] = settings.weight_decay * group["wd_mult"]
+    return optimizer
+
+
+def state_tensors(optimizer: Any) -> list[torch.Tensor]:
+    """What the optimizer keeps beside the model: moments, and main copies of bf16 parameters."""
+    tensors = []
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for state in part.optimizer.state.values():
+            tensors += [value for value in state.values() if torch.is_tensor(value)]
+        for group in part.shard_fp32_from_float16_groups:
+            tensors += [parameter.data for parameter in group if parameter is not None]
+    return tensors

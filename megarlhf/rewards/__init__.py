@@ -1,0 +1,1 @@
+"""Scores for responses: Python functions in processes, HTTP reward models, mixes, and a server."""

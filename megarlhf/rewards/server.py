@@ -1,0 +1,80 @@
+"""``megarlhf serve-rm``: serve a scorer over HTTP."""
+
+import asyncio
+import signal
+
+from aiohttp import web
+
+from megarlhf.config.schema import RewardConfig
+from megarlhf.errors import UserError
+from megarlhf.rewards.function_scorer import function_scorer
+from megarlhf.rewards.protocol import PATH, BadRequest, read_request, write_response
+from megarlhf.rewards.scorer import Scorer, ScoringFailed
+
+LARGEST_BODY = 256 * 2**20  # bytes
+
+
+def serve_function(config: RewardConfig, host: str, port: int, max_batch: int) -> None:
+    """Serve ``reward_func`` of a file until a signal ends it.
+
+    Args:
+        config: The file in ``function``, and how it is run.
+        host: Address to listen at.
+        port: Port to listen at; 0 for any free one, which is printed.
+        max_batch: Responses that a request may have.
+
+    Raises:
+        UserError: The file does not load, or the port is taken.
+    """
+    if config.function is None:
+        raise ValueError("no function to serve")
+    scorer = function_scorer(config.function, config)
+    scorer.check()
+    asyncio.run(serve(scorer, host, port, max_batch))
+
+
+async def serve(scorer: Scorer, host: str, port: int, max_batch: int) -> None:
+    """Serve any scorer until SIGINT or SIGTERM. Arguments as of `serve_function`."""
+    ended = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, ended.set)
+    runner = web.AppRunner(application(scorer, max_batch), access_log=None)
+    try:
+        await scorer.start()
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+        except OSError as error:
+            raise UserError(
+                f"cannot listen there: {error}", where=f"{host}:{port}", fix="choose another --port"
+            ) from None
+        address = runner.addresses[0]
+        print(f"serving {scorer.where} at http://{address[0]}:{address[1]}{PATH}", flush=True)
+        await ended.wait()
+    finally:
+        await runner.cleanup()
+        await scorer.close()
+
+
+def application(scorer: Scorer, max_batch: int) -> web.Application:
+    """``POST /get_reward`` and ``GET /health``."""
+
+    async def get_reward(request: web.Request) -> web.Response:
+        try:
+            batch = read_request(await request.read(), max_batch)
+        except BadRequest as error:
+            return web.json_response({"error": str(error)}, status=400)
+        try:
+            scores = await scorer.score(batch)
+        except ScoringFailed as failure:
+            # Not 5xx: it has been tried again here, and the client should look for the response.
+            text = f"{failure.reason} {batch.shown(failure.index)}"
+            return web.json_response({"error": text, "index": failure.index}, status=422)
+        return web.json_response(write_response(scores))
+
+    async def health(_: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    app = web.Application(client_max_size=LARGEST_BODY)
+    app.add_routes([web.post(PATH, get_reward), web.get("/health", health)])
+    return app
