@@ -57,10 +57,19 @@ class Router(TopKRouter):
             dist.all_reduce(self._group_tokens, group=self.tp_cp_group)
         return super().routing(logits, padding_mask)
 
-    def attach_and_log_load_balancing_loss(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """See Megatron's; the count of tokens is the group's."""
-        kwargs["valid_token_count"] = self._group_tokens
-        return super().attach_and_log_load_balancing_loss(*args, **kwargs)
+    def attach_and_log_load_balancing_loss(
+        self,
+        activation: torch.Tensor,
+        aux_loss_coeff: float,
+        aux_loss: torch.Tensor,
+        *_: Any,
+        **__: Any,
+    ) -> torch.Tensor:
+        """Attach the loss times the group's tokens.
+
+        Not logged: Megatron's log is one a process, as long as the first model that wrote to it.
+        """
+        return moe_utils.MoEAuxLossAutoScaler.apply(activation, aux_loss * self._group_tokens)
 
     def apply_z_loss(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None

@@ -44,7 +44,7 @@ def test_settings(refusal, command, overrides, parts):
     [
         (
             ["model.parallel.tensor=8", "cluster.actor_ranks=8"],
-            ["model.parallel.tensor", "num_attention_heads (4)", "got 8", "use 1 or 2"],
+            ["model.parallel.tensor", "num_attention_heads (4)", "got 8", "use 1, 2 or 4"],
         ),
         (
             ["model.parallel.tensor=2", "cluster.actor_ranks=3"],

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megarlhf.config import checks, loader
+from megarlhf.config.data_checks import check_input_text
 from megarlhf.config.schema import RLConfig, SFTConfig
 from megarlhf.rewards.function_file import load_reward_function
 
@@ -29,7 +30,7 @@ def command_of(file: Path) -> type:
 def test_a_configuration_is_sound_in_itself(file):
     config = loader.load(command_of(file), file)
     checks.check_ranges(config)
-    checks.check_input_text(config.data)
+    check_input_text(config.data)
     if isinstance(config, RLConfig):
         checks.check_rollout_batch(config)
 

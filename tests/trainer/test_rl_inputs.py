@@ -74,7 +74,7 @@ def test_an_unsupported_architecture(right, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "key"),
     [
-        (["model.parallel.pipeline=3", "cluster.actor_ranks=3"], "model.parallel.pipeline"),
+        (["model.parallel.pipeline=9", "cluster.actor_ranks=9"], "model.parallel.pipeline"),
         (
             [
                 "model.parallel.pipeline=2",
@@ -85,7 +85,7 @@ def test_an_unsupported_architecture(right, tmp_path):
         ),
     ],
 )
-def test_layers_that_do_not_divide(right, overrides, key):
+def test_more_chunks_than_layers(right, overrides, key):
     assert refused(right, *overrides).where == key
 
 
