@@ -1,6 +1,7 @@
 """Processes that stay alive and run functions as the ranks of a world on this machine."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import random
@@ -206,3 +207,4 @@ def _run_as_rank(
         with contextlib.suppress(Exception):
             parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        gc.collect()  # Megatron's cycles hold process groups, whose idle threads would spin on
