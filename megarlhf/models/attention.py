@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from torch import nn
 
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.parallel import device
@@ -15,7 +16,8 @@ from megatron.core.transformer.module import MegatronModule  # noqa: E402
 class PackedAttention(MegatronModule):
     """Causal attention inside each packed sequence, none across; GQA; over a ring under CP.
 
-    Shapes: T packed tokens, n heads and g key/value heads of this rank, d head size.
+    Shapes: T packed tokens, n heads and g key/value heads of this rank, d head size, of which values
+    may have another: e. Latent attention gives tensors without the dimension of size 1.
     """
 
     def __init__(
@@ -40,13 +42,18 @@ class PackedAttention(MegatronModule):
         packed_seq_params: PackedLayout,
         **_: Any,
     ) -> torch.Tensor:
-        """query [T, 1, n, d], key and value [T, 1, g, d] -> [T, 1, n * d]."""
+        """query [T, 1, n, d], key [T, 1, g, d], value [T, 1, g, e] -> [T, 1, n * e]."""
+        size = max(key.shape[-1], value.shape[-1])  # the flash kernels know one head size only
         out = packed_attention(
-            query[:, 0],
-            key[:, 0],
-            value[:, 0],
+            *(_widened(heads.flatten(0, -3), size) for heads in (query, key, value)),
             packed_seq_params.lengths,
             scale=self.softmax_scale,
             group=self.group,
         )
-        return out.flatten(1)[:, None]
+        return out[..., : value.shape[-1]].flatten(1)[:, None]
+
+
+def _widened(heads: torch.Tensor, size: int) -> torch.Tensor:
+    """[T, n, d] -> [T, n, size], zeros behind."""
+    missing = size - heads.shape[-1]
+    return nn.functional.pad(heads, (0, missing)) if missing else heads

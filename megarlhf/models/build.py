@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
-from megarlhf.models.rotary import PackedRotaryEmbedding, inverse_frequencies
+from megarlhf.models.rotary import LatentRotaryEmbedding, PackedRotaryEmbedding, frequencies
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel import device
@@ -43,11 +43,13 @@ def transformer_config(
 ) -> "TransformerConfig":
     """Megatron's configuration for a model under a layout."""
     device.prepare()
-    from megatron.core.transformer import TransformerConfig
+    from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
     settings = {k: v for k, v in spec.settings.items() if k not in _BUILD_SETTINGS}
-    return TransformerConfig(
+    is_latent = spec.settings.get("multi_latent_attention", False)
+    return (MLATransformerConfig if is_latent else TransformerConfig)(
         **settings,
+        softmax_scale=None if is_latent else _softmax_scale(spec),
         activation_func=_ACTIVATIONS[str(spec.settings["activation_func"])],
         tensor_model_parallel_size=topology.tp,
         pipeline_model_parallel_size=topology.pp,
@@ -77,6 +79,12 @@ def transformer_config(
     )
 
 
+def _softmax_scale(spec: ModelSpec) -> float:
+    """Of the scores. A factor of sine and cosine is in both queries and keys: here it is squared."""
+    head_dim = int(spec.settings["kv_channels"])
+    return head_dim**-0.5 * frequencies(spec.hf_config, head_dim)[1] ** 2
+
+
 def _pipeline_layout(spec: ModelSpec, topology: Topology) -> list[list[str]] | None:
     """Megatron's description of a pipeline whose chunks differ in their numbers of layers."""
     counts = topology.layer_counts(spec.num_layers)
@@ -101,7 +109,7 @@ def build_chunks(
 
     place = topology.coordinates(rank)
     where = device.prepare()
-    frequencies = inverse_frequencies(spec.hf_config, config.kv_channels)
+    angles = frequencies(spec.hf_config, config.kv_channels)
     chunks = []
     for index, layers in enumerate(topology.layers_of(spec.num_layers, place.pp)):
         stage = index if topology.vpp > 1 else None
@@ -117,7 +125,11 @@ def build_chunks(
             pg_collection=groups,
             vp_stage=stage,
         )
-        model.rotary_pos_emb = PackedRotaryEmbedding(frequencies)
+        if config.multi_latent_attention:
+            for layer in model.decoder.layers:
+                layer.self_attention.rotary_pos_emb = LatentRotaryEmbedding(*angles)
+        else:
+            model.rotary_pos_emb = PackedRotaryEmbedding(angles[0])
         if spec.scalar_head is not None and model.post_process:
             model.output_layer = ScalarHead(config, groups.tp)
         chunks.append(model.to(where))

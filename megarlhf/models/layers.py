@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from megarlhf.models.attention import PackedAttention
+from megarlhf.models.latent_attention import latent_attention_spec
 from megarlhf.models.mixture import mixture_spec
 from megarlhf.models.normalization import RMSNorm
 from megarlhf.parallel import device
@@ -42,26 +43,31 @@ def block_spec(config: TransformerConfig, mixtures: Sequence[bool]) -> Transform
 
 
 def _layer_spec(config: TransformerConfig, is_mixture: bool) -> ModuleSpec:
-    head_norm = RMSNorm if config.qk_layernorm else None
+    is_latent = config.multi_latent_attention
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
             input_layernorm=RMSNorm,
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=ColumnParallelLinear,
-                    core_attention=PackedAttention,
-                    linear_proj=RowParallelLinear,
-                    q_layernorm=head_norm,
-                    k_layernorm=head_norm,
-                ),
-            ),
+            self_attention=latent_attention_spec() if is_latent else _attention_spec(config),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
             mlp=mixture_spec() if is_mixture else _dense_spec(),
             mlp_bda=get_bias_dropout_add,
+        ),
+    )
+
+
+def _attention_spec(config: TransformerConfig) -> ModuleSpec:
+    head_norm = RMSNorm if config.qk_layernorm else None
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=PackedAttention,
+            linear_proj=RowParallelLinear,
+            q_layernorm=head_norm,
+            k_layernorm=head_norm,
         ),
     )
 

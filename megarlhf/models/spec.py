@@ -1,6 +1,7 @@
 """What a Hugging Face directory says about its model: family, Megatron settings, tensor shapes."""
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -116,6 +117,15 @@ class ModelSpec:
         """Whether input and output embeddings are one tensor."""
         return bool(self.settings["tied_embeddings"])
 
+    def is_skipped(self, name: str) -> bool:
+        """Whether a checkpoint's tensor is of a layer that the model leaves out, by its name.
+
+        DeepSeek-V3's checkpoints have layers that predict further tokens behind the last one.
+        """
+        match = re.match(r"model\.layers\.(\d+)\.", name)
+        extra = int(self.hf_config.get(self.family.extra_layers or "") or 0)
+        return bool(match) and 0 <= int(match[1]) - self.num_layers < extra
+
     @cached_property
     def dims(self) -> dict[str, int]:
         """The family's dimension names, in numbers."""
@@ -124,11 +134,7 @@ class ModelSpec:
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """The family's entries that this model has."""
-        entries = tuple(
-            entry
-            for entry in self.family.entries
-            if entry.only_if is None or self.settings[entry.only_if[0]] == entry.only_if[1]
-        )
+        entries = tuple(entry for entry in self.family.entries if entry.exists(self.settings))
         if self.scalar_head is None:
             return entries
         return tuple(

@@ -78,7 +78,8 @@ def test_a_directory_is_replaced_as_a_whole(ranks, llama, tmp_path):
         (llama / "pytorch_model.bin").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     written = {path.name for path in out.iterdir()}
-    assert written == {file.name for file in llama.iterdir()} | {"chat_template.jinja"}
+    given = {file.name for file in llama.iterdir()}
+    assert written == given | {"chat_template.jinja", "fingerprint.json"}
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((llama / "config.json").read_text())
 
@@ -87,5 +88,7 @@ def test_a_failed_export_leaves_the_directory_as_it_was(ranks, llama, tmp_path):
     out = tmp_path / "out"
     ranks.run(1, jobs.load_and_export, llama, {}, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert ranks.run(1, jobs.export_to_a_full_disk, llama, out) == [True]
+    refusals = ranks.run(2, jobs.export_to_a_full_disk, llama, out)
+    assert len(set(refusals)) == 1
+    assert refusals[0].startswith(f"{out}.partial: there is no space left")
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

@@ -1,10 +1,12 @@
 """What a model family declares: its configuration's translation and its tensors' places."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from megarlhf.errors import UserError
+from megarlhf.models.weights import rope
 from megarlhf.models.weights.operations import Operation, Shape
 
 Dims = Mapping[str, int]  # the letters used in tensor shapes, resolved for one model
@@ -31,6 +33,7 @@ class Entry:
         operation: How the tensors make it up; a function of the dimensions where it needs them.
         tensors: The sources, in the operation's order.
         only_if: The entry exists where this Megatron setting has this value.
+        unless: And not where this one has this value.
         layers: ``dense`` or ``mixture``: only layers of that kind have it; None: all.
         trained: False where a checkpoint's tensor is kept as it is: it gets no gradient.
     """
@@ -39,8 +42,14 @@ class Entry:
     operation: Callable[[Dims], Operation]
     tensors: tuple[Tensor, ...]
     only_if: tuple[str, object] | None = None
+    unless: tuple[str, object] | None = None
     layers: Literal["dense", "mixture"] | None = None
     trained: bool = True
+
+    def exists(self, settings: Mapping[str, object]) -> bool:
+        """Whether a model of these Megatron settings has it."""
+        wanted = self.only_if is None or settings[self.only_if[0]] == self.only_if[1]
+        return wanted and (self.unless is None or settings[self.unless[0]] != self.unless[1])
 
     @property
     def per_layer(self) -> bool:
@@ -74,19 +83,25 @@ class Family:
         architectures: Values of ``architectures[0]`` that belong to it.
         settings: Megatron setting by name (of `TransformerConfig` or, for those in `build`, GPTModel).
         constants: Megatron settings that are the same for every model of the family.
-        dims: Dimension name to the product of Megatron settings it is.
+        dims: Dimension name to the product of Megatron settings it is; a tuple of some stands for
+            their sum. There is no dimension where one of them is None.
         entries: Every parameter.
         refuse: ``config.json`` key to the values that are supported; others are refused.
         derived: Megatron settings that are a function of the whole ``config.json``.
+        at_least: ``config.json`` key to the one that its value, if it has any, may not be below.
+        extra_layers: ``config.json`` key to the number of layers behind the last one that
+            checkpoints have and the model has not: their tensors are skipped.
     """
 
     architectures: tuple[str, ...]
     settings: Mapping[str, Setting]
     constants: Mapping[str, object]
-    dims: Mapping[str, tuple[str, ...]]
+    dims: Mapping[str, tuple[str | tuple[str, ...], ...]]
     entries: tuple[Entry, ...]
     refuse: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = field(default_factory=dict)
+    at_least: Mapping[str, str] = field(default_factory=dict)
+    extra_layers: str | None = None
 
     def check(self, hf_config: dict, where: str) -> None:
         """Refuse a configuration that the family does not compute as Hugging Face does.
@@ -101,6 +116,15 @@ class Family:
                     f"{key}={value!r} is not supported for {self.architectures[0]}",
                     where=where,
                     fix=f"supported: {', '.join(map(repr, supported))}",
+                )
+        rope.check(hf_config, where)
+        for key, other in self.at_least.items():
+            value, least = hf_config.get(key), hf_config.get(other)
+            if value is not None and least is not None and value < least:
+                raise UserError(
+                    f"{key}={value} is below {other} ({least}), which is not supported",
+                    where=where,
+                    fix=f"set {key} to null, or {other} to {value} if no sequence is longer",
                 )
 
     def translate(self, hf_config: dict, where: str) -> dict[str, object]:
@@ -120,7 +144,10 @@ class Family:
                 raise UserError(f"the key {setting.key} is missing", where=where)
             values[name] = value
         for name, derive in self.derived.items():
-            values[name] = derive(hf_config)
+            try:
+                values[name] = derive(hf_config)
+            except KeyError as error:
+                raise UserError(f"the key {error.args[0]} is missing", where=where) from None
         if values.get("kv_channels") is None:
             values["kv_channels"] = values["hidden_size"] // values["num_attention_heads"]
         return values
@@ -129,8 +156,9 @@ class Family:
         """Every dimension name's size."""
         sizes = {}
         for name, factors in self.dims.items():
-            size = 1
-            for factor in factors:
-                size *= int(settings[factor])
-            sizes[name] = size
+            sums = [(factor,) if isinstance(factor, str) else factor for factor in factors]
+            if all(settings[part] is not None for parts in sums for part in parts):
+                sizes[name] = math.prod(
+                    sum(int(settings[part]) for part in parts) for parts in sums
+                )
         return sizes

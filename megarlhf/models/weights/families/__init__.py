@@ -1,7 +1,7 @@
 """One file a model family, holding only data. `of` finds the family of a Hugging Face config."""
 
 from megarlhf.errors import UserError
-from megarlhf.models.weights.families import llama, mixture, qwen
+from megarlhf.models.weights.families import deepseek, llama, mixture, qwen
 from megarlhf.models.weights.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -12,6 +12,8 @@ FAMILIES: tuple[Family, ...] = (
     mixture.MIXTRAL,
     mixture.QWEN2_MOE,
     mixture.QWEN3_MOE,
+    deepseek.V2,
+    deepseek.V3,
 )
 
 
@@ -25,6 +27,12 @@ def of(hf_config: dict, where: str) -> Family:
         UserError: The architecture is not supported; the supported ones are listed.
     """
     names = hf_config.get("architectures") or ["(none named)"]
+    if hf_config.get("quantization_config"):
+        raise UserError(
+            "the weights are quantized, which cannot be trained",
+            where=where,
+            fix="convert them to bfloat16 first and remove quantization_config",
+        )
     causal = names[0].removesuffix(SCALAR) + CAUSAL if names[0].endswith(SCALAR) else names[0]
     for family in FAMILIES:
         if causal in family.architectures:
