@@ -1,10 +1,13 @@
 """What a loss is to the engine: sums over tokens. Only the engine divides, by the global count."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
+from megarlhf.algo.loss import Divisors
 from megarlhf.data.records import MicroBatch
+from megarlhf.data.records import Sequence as TokenSequence
 
 
 class TokenLoss(Protocol):
@@ -19,6 +22,10 @@ class TokenLoss(Protocol):
     metric_names: tuple[str, ...]
     temperature: float
     needs_entropy: bool
+
+    def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
+        """What the sums over a whole global batch are divided by."""
+        ...
 
     def __call__(
         self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch

@@ -1,15 +1,14 @@
 """One model on its ranks: loads, runs forward, takes optimizer steps."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from megarlhf.config.schema import ModelConfig, OptimizerConfig
-from megarlhf.data import packing
-from megarlhf.data.records import MicroBatch
+from megarlhf.data import dealing, packing
+from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import data_parallel
 from megarlhf.engine.loss import TokenLoss
@@ -143,11 +142,14 @@ class ModelEngine:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
-        found: dict[int, list[float]] = {}
-        lengths = [len(sequence.token_ids) for sequence in sequences]
-        for batch, values in self._forward(sequences, temperature):
-            found.update(packing.scatter(values, batch, lengths))
-        return found
+        longer, _ = dealing.filled(sequences, None, self._stride)
+        lengths = [len(sequence.token_ids) for sequence in longer]
+        return {
+            index: of_tokens
+            for batch, values in self._forward(longer, temperature)
+            for index, of_tokens in packing.scatter(values, batch, lengths)
+            if index < len(sequences)
+        }
 
     def values(self, sequences: Sequence[TokenSequence]) -> dict[int, list[float]]:
         """A critic's value of the state in which each token was chosen: of all tokens before it.
@@ -161,11 +163,13 @@ class ModelEngine:
 
         See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
         """
-        lengths = [len(sequence.token_ids) for sequence in sequences]
+        longer, _ = dealing.filled(sequences, None, self._stride)
+        lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: value
-            for batch, values in self._forward(sequences)
+            for batch, values in self._forward(longer)
             for index, value in packing.last_values(values, batch, lengths)
+            if index < len(sequences)
         }
 
     @torch.no_grad()
@@ -194,21 +198,22 @@ class ModelEngine:
         loss: TokenLoss,
         *,
         lr: float,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> dict[str, float]:
         """One optimizer step on a global batch.
 
         Args:
             sequences: The whole global batch, the same on every rank.
-            loss: Returns sums. The loss is divided here by the whole batch's total ``loss_weight``
-                (a field of the sequences; without it, ``loss_mask``), metrics by its ``loss_mask``.
+            loss: Returns sums, which are divided here by its ``divisors`` of the whole batch.
             lr: Learning rate of this step.
+            groups: Positions of sequences that have to be in one micro-batch; see `Batch`.
 
         Returns:
             The loss's metrics (means over the global batch), ``loss`` and ``grad_norm``; the same on
             every rank.
         """
-        batches = self._micro_batches(sequences)
-        tokens, weight = _denominators(sequences)
+        batches = self._micro_batches(sequences, groups)
+        divisors = loss.divisors(sequences)
         # Megatron divides, in the one place where it scales a loss's gradient, so that a mixture's
         # auxiliary losses, which it sums over all tokens, are divided with it.
         everything = sum(len(sequence.token_ids) for sequence in sequences)
@@ -221,9 +226,9 @@ class ModelEngine:
                 output, batch, loss.temperature, with_entropy=loss.needs_entropy
             )
             total, metrics = loss(values, entropy, batch)
-            metrics = {name: value.detach() / tokens for name, value in metrics.items()}
-            metrics["loss"] = total.detach() / weight
-            return total * (everything / weight), torch.ones((), dtype=torch.int), metrics
+            metrics = {name: value.detach() / divisors.metrics for name, value in metrics.items()}
+            metrics["loss"] = total.detach() / divisors.loss
+            return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
             chunk.train()
@@ -237,20 +242,71 @@ class ModelEngine:
         metrics = self._sum_metrics(("loss", *loss.metric_names), outputs)
         return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
 
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Batch, TokenLoss]]) -> dict[str, float]:
+        """A loss and its metrics over several batches of any size, without a step.
+
+        Args:
+            batches: Whole global batches, the same on every rank, each with its loss, all of one
+                kind. At least one; they may be made while this runs.
+
+        Returns:
+            The metrics and ``loss``: means over all batches together, the same on every rank.
+        """
+        sums: dict[str, float] = {}
+        by_loss = by_metrics = 0.0
+        for batch, loss in batches:
+            divisors = loss.divisors(batch.sequences)
+            by_loss, by_metrics = by_loss + divisors.loss, by_metrics + divisors.metrics
+            for name, total in self._summed(batch, loss).items():
+                sums[name] = sums.get(name, 0.0) + total
+        divided = {name: total / by_metrics for name, total in sums.items()}
+        return {**divided, "loss": sums["loss"] / by_loss}
+
+    def _summed(self, batch: Batch, loss: TokenLoss) -> dict[str, float]:
+        """A loss and its metrics, summed over a global batch."""
+
+        def measure(output: torch.Tensor, part: MicroBatch, **_: Any) -> dict[str, torch.Tensor]:
+            values, entropy = self._token_outputs(
+                output, part, loss.temperature, with_entropy=loss.needs_entropy
+            )
+            total, metrics = loss(values, entropy, part)
+            return {**metrics, "loss": total}
+
+        for chunk in self.wrapped:
+            chunk.eval()
+        longer, groups = dealing.filled(batch.sequences, batch.groups, self._stride)
+        outputs = self._run(self._micro_batches(longer, groups), measure, forward_only=True)
+        return self._sum_metrics(("loss", *loss.metric_names), outputs)
+
     @property
     def _is_last_stage(self) -> bool:
         return self.place.pp == self.topology.pp - 1
 
-    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
+    @property
+    def _stride(self) -> int:
+        """Micro-batches can always be dealt when there are a multiple of this many groups."""
+        return self.topology.dp * self._multiple_of
+
+    @property
+    def _multiple_of(self) -> int:
+        return self.topology.pp if self.topology.vpp > 1 else 1
+
+    def _micro_batches(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
         # Sequence parallelism cuts a rank's tokens by tp, context parallelism a sequence by 2 cp.
         multiple = self.topology.tp if self.topology.sequence_parallel else 1
         multiple *= 2 * self.topology.cp if self.topology.cp > 1 else 1
-        shares = packing.partition(
+        shares = dealing.partition(
             [packing.padded_length(len(sequence.token_ids), multiple) for sequence in sequences],
             dp_size=self.topology.dp,
             max_tokens=self.micro_batch_tokens,
-            multiple_of=self.topology.pp if self.topology.vpp > 1 else 1,
+            multiple_of=self._multiple_of,
+            groups=groups,
         )
         return [
             packing.collate(sequences, indices, pad_to_multiple=multiple)
@@ -298,7 +354,7 @@ class ModelEngine:
             return output, lambda output, **kwargs: consume(output, batch, **kwargs)
 
         iterators = [iter(batches) for _ in self.wrapped]
-        return get_forward_backward_func()(
+        outputs = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
@@ -308,6 +364,12 @@ class ModelEngine:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        if self.spec.num_experts:
+            from megarlhf.models.mixture import forget_last_pass
+
+            for chunk in self._chunks:
+                forget_last_pass(chunk)
+        return outputs
 
     def _padding_mask(self, batch: MicroBatch, model: Any) -> torch.Tensor | None:
         """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
@@ -330,20 +392,3 @@ class ModelEngine:
         total = total.to(self.device)
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
-
-
-def _denominators(sequences: Sequence[TokenSequence]) -> tuple[float, float]:
-    """Trained tokens and total weight of a global batch."""
-    tokens = math.fsum(math.fsum(sequence.loss_mask) for sequence in sequences)
-    if tokens <= 0:
-        raise ValueError("no token of the batch is trained on: every loss_mask is zero")
-    weight = math.fsum(
-        weight * mask
-        for sequence in sequences
-        for weight, mask in zip(
-            sequence.fields.get("loss_weight", [1.0] * len(sequence.loss_mask)),
-            sequence.loss_mask,
-            strict=True,
-        )
-    )
-    return tokens, weight

@@ -9,7 +9,7 @@ import pytest
 
 from megarlhf.config.schema import StepDataConfig, SupervisedDataConfig
 from megarlhf.data import tokenization
-from megarlhf.data.packing import partition
+from megarlhf.data.dealing import partition
 from megarlhf.data.records import Example, Sequence
 from megarlhf.data.steps import load_steps
 from megarlhf.data.store import read_example, record_batch

@@ -125,7 +125,7 @@ def test_the_default_layouts_follow_the_model():
 
 @pytest.mark.parametrize("vocab", [2, 101])
 def test_every_possible_layout_can_deal_the_batch(vocab):
-    from megarlhf.data.packing import partition
+    from megarlhf.data.dealing import partition
 
     layouts = list(possible(MODEL))
     batch = make_batch(vocab, 128, layouts)
