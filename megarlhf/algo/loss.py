@@ -1,7 +1,8 @@
 """What losses have in common: what the engine divides their sums by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from megarlhf.data.records import Sequence as TokenSequence
@@ -14,11 +15,17 @@ class Divisors(NamedTuple):
 
     Attributes:
         loss: Divides the loss.
-        metrics: Divides its metrics.
+        metrics: Divides its metrics,
+        by_name: except those that have a divisor of their own here.
     """
 
     loss: float
     metrics: float
+    by_name: Mapping[str, float] = MappingProxyType({})
+
+    def of(self, metric: str) -> float:
+        """What divides a metric, or the ``loss``."""
+        return self.loss if metric == "loss" else self.by_name.get(metric, self.metrics)
 
 
 class TokenMean:

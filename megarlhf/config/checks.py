@@ -19,11 +19,9 @@ from megarlhf.config.layout_checks import (
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
+from megarlhf.config.offline_checks import check_evaluation, check_loss, check_offline_batch
 from megarlhf.config.reward_checks import check_reward
-from megarlhf.config.schema import (
-    RLConfig,
-    SFTConfig,
-)
+from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.errors import UserError
 
 # What a number must be, the test, and the settings it holds for (None is not tested).
@@ -65,6 +63,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: number >= 0,
         (
             "model.aux_loss_coef",
+            "loss.center_coef",
+            "loss.nll_coef",
+            "loss.desirable_weight",
+            "loss.undesirable_weight",
             "model.z_loss_coef",
             "optimizer.lr",
             "optimizer.warmup_steps",
@@ -91,6 +93,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: number > 0,
         (
             "optimizer.eps",
+            "loss.beta",
             "reward.timeout_s",
             "rollout.temperature",
             "algorithm.correction_high",
@@ -120,6 +123,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ),
     ("greater than 1", lambda number: number > 1, ("algorithm.dual_clip",)),
     ("at most 1", lambda number: number <= 1, ("algorithm.truncation_coef",)),
+    (
+        "at least 0 and less than 0.5",
+        lambda number: 0 <= number < 0.5,
+        ("loss.label_smoothing",),
+    ),
     (
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
@@ -155,8 +163,8 @@ def check_rl(config: RLConfig) -> None:
     check_sequence_length(lengths, model)
 
 
-def check_sft(config: SFTConfig, world_size: int) -> None:
-    """Checks everything about ``megarlhf sft`` that can be known before it starts.
+def check_offline(config: OfflineConfig, world_size: int) -> None:
+    """Checks everything about a command under torchrun that can be known before it starts.
 
     Args:
         config: The run's configuration.
@@ -168,15 +176,18 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_evaluation(config)
+    check_loss(config)
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
+    check_offline_batch(config, world_size)
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
 
 
 # --- One configuration on its own ---------------------------------------------------------------
 
 
-def check_required(config: RLConfig | SFTConfig) -> None:
+def check_required(config: RLConfig | OfflineConfig) -> None:
     """Every setting without a default has a value."""
     missing = missing_required(config)
     if missing:
@@ -186,7 +197,7 @@ def check_required(config: RLConfig | SFTConfig) -> None:
         )
 
 
-def check_ranges(config: RLConfig | SFTConfig) -> None:
+def check_ranges(config: RLConfig | OfflineConfig) -> None:
     """Counts are positive, probabilities are probabilities, and so on: `RANGES`."""
     values = {key: value for key, _, value in settings(config) if value is not None}
     defaults = {key: value for key, _, value in settings(type(config)())}

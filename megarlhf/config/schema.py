@@ -1,6 +1,6 @@
 """Every setting of every command, with its default and meaning. The only home of a default.
 
-A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`) whose fields are
+A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...) whose fields are
 sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
 """
 
@@ -96,7 +96,7 @@ class RowDataConfig:
     overlong_rows: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
     shuffle: bool = True
     workers: int = 1  # processes that tokenize
-    cache_dir: str | None = None  # tokenized rows are kept and memory-mapped here; None: in memory
+    cache_dir: str | None = None  # tokenized rows are kept here; None: in output.dir/tokenized
 
 
 @dataclass(frozen=True)
@@ -224,17 +224,15 @@ class AlgorithmConfig:
 class TrainConfig:
     """Length of the run and what happens along the way."""
 
-    steps: int | None = None  # optimizer steps (SFT) or rollouts (RL); None: one pass over the data
+    steps: int | None = None  # optimizer steps (offline) or rollouts (RL); None: see epochs
     epochs: int = 1  # passes over the data, when steps is not given
-    batch_size: int = 128  # SFT only: sequences an optimizer step, over all ranks
+    batch_size: int = 128  # offline only: rows (or pairs) an optimizer step, over all ranks
     micro_batch_tokens: int = (
         8192  # packed tokens of one forward pass, at most (one sequence at least)
     )
     save_every: int = 0  # steps between checkpoints; 0: only at the end and on a signal
     keep_checkpoints: int = 2
-    eval_every: int = (
-        0  # RL only: steps between evaluations; 0: before the first and after the last
-    )
+    eval_every: int = 0  # steps between evaluations; always before the first and after the last
     seed: int = 1
     resume: bool = True  # go on from the newest checkpoint in output.dir
 
@@ -275,11 +273,77 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
-class SFTConfig:
-    """``megarlhf sft``, under torchrun."""
+class RewardLossConfig:
+    """The loss of a reward model; data.margin_key gives it margins."""
+
+    center_coef: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores near 0
+
+
+@dataclass(frozen=True)
+class PreferenceLossConfig:
+    """The loss of DPO and its relatives."""
+
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # DPO, or IPO on means a token
+    beta: float = 0.1  # strength of the tie to the reference
+    label_smoothing: float = 0.0  # sigmoid only: share of pairs taken to be the wrong way round
+    nll_coef: float = 0.0  # weight of -log p of the chosen answer, a mean over its tokens
+    reference: Literal["online", "cached", "none"] = "online"  # each step, once, or reference-free
+
+
+@dataclass(frozen=True)
+class UnpairedLossConfig:
+    """The loss of KTO."""
+
+    beta: float = 0.1  # strength of the tie to the reference
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    kl: Literal["mismatched", "opposite", "none"] = "mismatched"  # what the KL is estimated from
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """What all commands have in common that torchrun starts."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    data: RowDataConfig = field(default_factory=RowDataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class SFTConfig(OfflineConfig):
+    """``megarlhf sft``."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+
+
+@dataclass(frozen=True)
+class RMConfig(OfflineConfig):
+    """``megarlhf rm``."""
+
+    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
+    loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+
+
+@dataclass(frozen=True)
+class PRMConfig(OfflineConfig):
+    """``megarlhf prm``."""
+
+    data: StepDataConfig = field(default_factory=StepDataConfig)
+
+
+@dataclass(frozen=True)
+class DPOConfig(OfflineConfig):
+    """``megarlhf dpo``."""
+
+    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
+    loss: PreferenceLossConfig = field(default_factory=PreferenceLossConfig)
+
+
+@dataclass(frozen=True)
+class KTOConfig(OfflineConfig):
+    """``megarlhf kto``."""
+
+    data: UnpairedDataConfig = field(default_factory=UnpairedDataConfig)
+    loss: UnpairedLossConfig = field(default_factory=UnpairedLossConfig)

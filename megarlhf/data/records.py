@@ -4,7 +4,7 @@ Legend used throughout the project: B sequences, L tokens of one sequence, T pac
 micro-batch, V vocabulary, H hidden size. Token ids are host integers until a micro-batch is packed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,6 +137,15 @@ class MicroBatch:
     order: tuple[int, ...]
     context_group: "ProcessGroup | None" = None
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same with its tensors on a device."""
+
+        def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        own = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **moved(own), fields=moved(self.fields), values=moved(self.values))
 
     @property
     def copies(self) -> int:

@@ -1,5 +1,6 @@
 """One model on its ranks: loads, runs forward, takes optimizer steps."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -226,8 +227,8 @@ class ModelEngine:
                 output, batch, loss.temperature, with_entropy=loss.needs_entropy
             )
             total, metrics = loss(values, entropy, batch)
-            metrics = {name: value.detach() / divisors.metrics for name, value in metrics.items()}
-            metrics["loss"] = total.detach() / divisors.loss
+            sums = {**metrics, "loss": total}
+            metrics = {name: value.detach() / divisors.of(name) for name, value in sums.items()}
             return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
@@ -253,15 +254,13 @@ class ModelEngine:
         Returns:
             The metrics and ``loss``: means over all batches together, the same on every rank.
         """
-        sums: dict[str, float] = {}
-        by_loss = by_metrics = 0.0
+        sums, counts = Counter(), Counter()
         for batch, loss in batches:
             divisors = loss.divisors(batch.sequences)
-            by_loss, by_metrics = by_loss + divisors.loss, by_metrics + divisors.metrics
             for name, total in self._summed(batch, loss).items():
-                sums[name] = sums.get(name, 0.0) + total
-        divided = {name: total / by_metrics for name, total in sums.items()}
-        return {**divided, "loss": sums["loss"] / by_loss}
+                sums[name] += total
+                counts[name] += divisors.of(name)
+        return {name: total / counts[name] for name, total in sums.items()}
 
     def _summed(self, batch: Batch, loss: TokenLoss) -> dict[str, float]:
         """A loss and its metrics, summed over a global batch."""
@@ -327,7 +326,7 @@ class ModelEngine:
             return values.to(torch.promote_types(values.dtype, torch.float32)), None
         return vocab_parallel_logprobs(
             output.view(-1, output.shape[-1]),
-            batch.targets.to(self.device),
+            batch.targets,
             vocab_size=self.spec.vocab_size,
             group=self.groups.tp,
             temperature=temperature,
@@ -338,15 +337,14 @@ class ModelEngine:
         """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        batches = [context.local_part(batch, self.groups.cp) for batch in batches]
+        batches = [context.local_part(batch, self.groups.cp).to(self.device) for batch in batches]
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
-            positions = batch.position_ids.to(self.device)
-            layout = PackedLayout(batch.lengths, positions, max(batch.lengths))
+            layout = PackedLayout(batch.lengths, batch.position_ids, max(batch.lengths))
             output = model(
-                input_ids=batch.token_ids.to(self.device)[None],
-                position_ids=positions[None],
+                input_ids=batch.token_ids[None],
+                position_ids=batch.position_ids[None],
                 attention_mask=None,
                 packed_seq_params=layout,
                 padding_mask=self._padding_mask(batch, model),
@@ -375,7 +373,7 @@ class ModelEngine:
         """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
         if not self.spec.num_experts:
             return None
-        mask = batch.padding.to(self.device)
+        mask = batch.padding
         inner = getattr(model, "module", model)
         if self.topology.sequence_parallel and not inner.pre_process:
             # The first stage's model cuts the mask itself; the later ones do not.

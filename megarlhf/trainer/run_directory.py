@@ -16,6 +16,10 @@ from megarlhf.report.jsonl import replace_file
 _MAY_CHANGE = ("train.steps", "train.epochs", "train.save_every", "train.eval_every",
                "train.keep_checkpoints", "train.resume", "output.", "cluster.")  # fmt: skip
 
+# What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
+TOKENIZED = "tokenized"
+NOT_OURS = ("run.lock", "logs", TOKENIZED)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -34,7 +38,7 @@ class RunDirectory:
     """Claims ``output.dir`` for one run (and one process); use as a context manager.
 
     Args:
-        command: ``rl`` or ``sft``.
+        command: ``rl``, ``sft``, ...
         config: The run's configuration.
 
     Raises:
@@ -133,7 +137,7 @@ class RunDirectory:
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
-        others = [entry for entry in self.path.iterdir() if entry.name not in ("run.lock", "logs")]
+        others = [entry for entry in self.path.iterdir() if entry.name not in NOT_OURS]
         if not file.is_file():
             if others:
                 raise UserError(

@@ -1,0 +1,131 @@
+"""Offline methods as their commands run them, on ranks that are kept alive."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from megarlhf.config import schema
+from megarlhf.errors import UserError
+from megarlhf.parallel.pool import RankFailure
+from megarlhf.report.metrics import MetricsLog
+from tests.end_to_end.conftest import figures
+from tests.trainer.offline_jobs import run_commands
+
+NUMBERS = ["one", "two", "three", "four", "five"]
+PAIRS = [(a, b) for a in NUMBERS for b in NUMBERS]
+ROWS = {
+    schema.SFTConfig: [{"input": f"{a} plus {b}", "output": b} for a, b in PAIRS],
+    schema.RMConfig: [
+        {"prompt": f"{a} plus {b}", "chosen": f"it is {b}", "rejected": f"{a} or so"}
+        for a, b in PAIRS
+    ],
+    schema.PRMConfig: [
+        {"prompt": f"{a} plus {b}", "completions": [a, b, "done"], "labels": [True, a == b, 0.5]}
+        for a, b in PAIRS
+    ],
+    schema.KTOConfig: [
+        {"prompt": f"{a} plus {b}", "completion": f"{b} {a}", "label": a < b} for a, b in PAIRS
+    ],
+}
+ROWS[schema.DPOConfig] = ROWS[schema.RMConfig]
+METHODS = {
+    "sft": (schema.SFTConfig, []),
+    "rm": (schema.RMConfig, ["model.parallel.tensor=2"]),
+    "prm": (schema.PRMConfig, ["model.parallel.pipeline=2"]),
+    "dpo": (schema.DPOConfig, ["loss.reference=cached"]),
+    "kto": (schema.KTOConfig, ["model.parallel.context=2"]),
+}
+
+
+@pytest.fixture
+def command(model_dir, tmp_path):
+    """The configuration's class and overrides of a method's run in a directory of ``tmp_path``."""
+
+    def command(method, out, *overrides):
+        cls, own = METHODS[method]
+        for name, rows in (("train", ROWS[cls][4:]), ("eval", ROWS[cls][:4])):
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        return cls, [
+            f"model.path={model_dir}",
+            "model.dtype=float32",
+            f"data.train=json@{tmp_path / 'train.jsonl'}",
+            f"data.eval=json@{tmp_path / 'eval.jsonl'}",
+            "data.max_tokens=48",
+            "train.batch_size=4",
+            "train.micro_batch_tokens=128",
+            "train.eval_every=2",
+            "optimizer.lr=1e-3",
+            "output.tensorboard=false",
+            f"output.dir={tmp_path / out}",
+            *own,
+            *overrides,
+        ]
+
+    return command
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_that_was_stopped_repeats_the_whole_one(ranks, command, tmp_path, method):
+    whole, part, rest = (
+        command(method, *run)
+        for run in (
+            ("whole", "train.steps=4"),
+            ("parts", "train.steps=2"),
+            ("parts", "train.steps=4"),
+        )
+    )
+    (summary, *_), _ = ranks.run(2, run_commands, [whole, part, rest])
+    cut = [row for row in figures(tmp_path / "parts") if row["step"] > 0]
+    uncut = [row for row in figures(tmp_path / "whole") if row["step"] > 0]
+    assert cut == uncut  # bit for bit, held-out figures included
+    assert [row["step"] for row in uncut] == [1, 2, 3, 4]
+    judged_by = "loss" if method == "sft" else "accuracy"
+    before, *_, after = MetricsLog.read(tmp_path / "whole")
+    assert summary[f"eval_{judged_by}_before"] == before[f"eval_{judged_by}"]
+    assert summary[f"eval_{judged_by}_after"] == after[f"eval_{judged_by}"]
+    weights = [tmp_path / run / "model" / "model.safetensors" for run in ("whole", "parts")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    if method == "rm":
+        assert margin(tmp_path / "whole" / "model") == pytest.approx(after["eval_margin"], abs=1e-5)
+
+
+@torch.no_grad()
+def margin(directory: Path) -> float:
+    """By how much the exported reward model prefers the chosen answers, to Hugging Face."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
+
+    def score(prompt, answer):
+        ids = [
+            *tokenizer(prompt)["input_ids"],
+            *tokenizer(answer, add_special_tokens=False)["input_ids"],
+            tokenizer.eos_token_id,
+        ]
+        return model(torch.tensor([ids])).logits.item()
+
+    rows = ROWS[schema.RMConfig][:4]
+    return sum(
+        score(row["prompt"], row["chosen"]) - score(row["prompt"], row["rejected"]) for row in rows
+    ) / len(rows)
+
+
+@pytest.mark.parametrize(
+    ("method", "overrides", "where"),
+    [
+        ("kto", ["train.batch_size=1", "model.parallel.context=2"], "train.batch_size"),
+        ("rm", ["data.chosen_key=better"], "train.jsonl:1"),
+        ("dpo", ["train.batch_size=3"], "train.batch_size"),
+    ],
+)
+def test_wrong_input_leaves_no_run_behind(ranks, command, tmp_path, method, overrides, where):
+    with pytest.raises(RankFailure) as caught:
+        ranks.run(2, run_commands, [command(method, "out", *overrides)])
+    cause = caught.value.__cause__
+    assert isinstance(cause, UserError)
+    assert where in cause.where
+    assert not (tmp_path / "out" / "run.json").exists()
