@@ -47,6 +47,7 @@ COMMANDS = {
             ("prm", schema.PRMConfig, "a process reward model from labelled steps"),
             ("dpo", schema.DPOConfig, "direct preference optimization of pairs (DPO, cDPO, IPO)"),
             ("kto", schema.KTOConfig, "preference optimization of single answers (KTO)"),
+            ("kd", schema.KDConfig, "knowledge distillation from a larger model"),
         )
     },
 }

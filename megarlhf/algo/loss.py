@@ -31,6 +31,8 @@ class Divisors(NamedTuple):
 class TokenMean:
     """A loss that is a mean over tokens: how it is divided."""
 
+    from_logits = None  # it reads what the engine makes of the logits
+
     def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
         """The total weight (the field ``loss_weight``; 1 a token without it) and the trained tokens.
 

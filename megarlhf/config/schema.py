@@ -301,6 +301,26 @@ class UnpairedLossConfig:
 
 
 @dataclass(frozen=True)
+class TeacherConfig:
+    """The model that is learned from, in a layout of its own on the same ranks."""
+
+    path: str = REQUIRED  # Hugging Face directory; the same tokenizer as model.path
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class DistillationLossConfig:
+    """The loss of knowledge distillation."""
+
+    divergence: Literal["forward", "reverse", "js"] = "forward"  # KL(teacher||student), ...
+    js_weight: float = 0.5  # js: the teacher's share in the mixture
+    temperature: float = 1.0  # of both distributions
+    top_k: int | None = None  # keep the teacher's best tokens and one for the rest; null: all
+    kd_coef: float = 0.5  # weight of the divergence; 1 - kd_coef is that of the data's -log p
+
+
+@dataclass(frozen=True)
 class OfflineConfig:
     """What all commands have in common that torchrun starts."""
 
@@ -347,3 +367,12 @@ class KTOConfig(OfflineConfig):
 
     data: UnpairedDataConfig = field(default_factory=UnpairedDataConfig)
     loss: UnpairedLossConfig = field(default_factory=UnpairedLossConfig)
+
+
+@dataclass(frozen=True)
+class KDConfig(OfflineConfig):
+    """``megarlhf kd``."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: DistillationLossConfig = field(default_factory=DistillationLossConfig)

@@ -143,7 +143,7 @@ class ModelEngine:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
-        longer, _ = dealing.filled(sequences, None, self._stride)
+        longer, _ = self.filled(sequences)
         lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: of_tokens
@@ -164,7 +164,7 @@ class ModelEngine:
 
         See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
         """
-        longer, _ = dealing.filled(sequences, None, self._stride)
+        longer, _ = self.filled(sequences)
         lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: value
@@ -178,20 +178,47 @@ class ModelEngine:
         self, sequences: Sequence[TokenSequence], temperature: float = 1.0
     ) -> list[tuple[MicroBatch, torch.Tensor]]:
         """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
-        batches = self._micro_batches(sequences)
 
         def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
             return self._token_outputs(output, batch, temperature)[0]
 
-        for chunk in self.wrapped:
-            chunk.eval()
-        outputs = self._run(batches, collect, forward_only=True)
+        batches, outputs = self.run_forward(sequences, collect)
         if not (self._is_last_stage and self.place.tp == 0):
             return []
         return [
             (batch, context.gather_tokens(values, batch.lengths, self.groups.cp).cpu())
             for batch, values in zip(batches, outputs, strict=True)
         ]
+
+    def run_forward(
+        self,
+        sequences: Sequence[TokenSequence],
+        consume: Any,
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[list[MicroBatch], list[Any]]:
+        """Run the model, without dropout, on its share of a number of sequences of any size.
+
+        Args:
+            sequences: The whole global batch, the same on every rank.
+            consume: Called on the last stage with a micro-batch's output and this rank's part of
+                it. Behind the given sequences there may be copies: see `filled`.
+            groups: See `Batch`.
+
+        Returns:
+            This data-parallel rank's whole micro-batches, and what ``consume`` returned.
+        """
+        batches = self._micro_batches(*self.filled(sequences, groups))
+        for chunk in self.wrapped:
+            chunk.eval()
+        return batches, self._run(batches, consume, forward_only=True)
+
+    def filled(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[list[TokenSequence], list[tuple[int, ...]]]:
+        """As many groups as can always be dealt; see `dealing.filled`."""
+        return dealing.filled(sequences, groups, self.topology.dp * self._multiple_of)
 
     def train_step(
         self,
@@ -223,10 +250,7 @@ class ModelEngine:
         def compute(
             output: torch.Tensor, batch: MicroBatch
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            values, entropy = self._token_outputs(
-                output, batch, loss.temperature, with_entropy=loss.needs_entropy
-            )
-            total, metrics = loss(values, entropy, batch)
+            total, metrics = self._loss_of(output, batch, loss)
             sums = {**metrics, "loss": total}
             metrics = {name: value.detach() / divisors.of(name) for name, value in sums.items()}
             return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
@@ -266,30 +290,50 @@ class ModelEngine:
         """A loss and its metrics, summed over a global batch."""
 
         def measure(output: torch.Tensor, part: MicroBatch, **_: Any) -> dict[str, torch.Tensor]:
-            values, entropy = self._token_outputs(
-                output, part, loss.temperature, with_entropy=loss.needs_entropy
-            )
-            total, metrics = loss(values, entropy, part)
+            total, metrics = self._loss_of(output, part, loss)
             return {**metrics, "loss": total}
 
-        for chunk in self.wrapped:
-            chunk.eval()
-        longer, groups = dealing.filled(batch.sequences, batch.groups, self._stride)
-        outputs = self._run(self._micro_batches(longer, groups), measure, forward_only=True)
+        _, outputs = self.run_forward(batch.sequences, measure, batch.groups)
         return self._sum_metrics(("loss", *loss.metric_names), outputs)
+
+    def _loss_of(
+        self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        values, extra = self._token_outputs(
+            output, batch, loss.temperature, with_entropy=loss.needs_entropy
+        )
+        if loss.from_logits is not None:
+            extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)
+        return loss(values, extra, batch)
 
     @property
     def _is_last_stage(self) -> bool:
         return self.place.pp == self.topology.pp - 1
 
     @property
-    def _stride(self) -> int:
-        """Micro-batches can always be dealt when there are a multiple of this many groups."""
-        return self.topology.dp * self._multiple_of
-
-    @property
     def _multiple_of(self) -> int:
         return self.topology.pp if self.topology.vpp > 1 else 1
+
+    @property
+    def pad_to_multiple(self) -> int:
+        """Sequences are padded to this: tp cuts a rank's tokens, context parallelism a sequence."""
+        multiple = self.topology.tp if self.topology.sequence_parallel else 1
+        return multiple * (2 * self.topology.cp if self.topology.cp > 1 else 1)
+
+    def shares(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[list[list[int]]]:
+        """Which sequences are in which micro-batch of which data-parallel rank."""
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        return dealing.partition(
+            [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
+            dp_size=self.topology.dp,
+            max_tokens=self.micro_batch_tokens,
+            multiple_of=self._multiple_of,
+            groups=groups,
+        )
 
     def _micro_batches(
         self,
@@ -297,19 +341,9 @@ class ModelEngine:
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
-        # Sequence parallelism cuts a rank's tokens by tp, context parallelism a sequence by 2 cp.
-        multiple = self.topology.tp if self.topology.sequence_parallel else 1
-        multiple *= 2 * self.topology.cp if self.topology.cp > 1 else 1
-        shares = dealing.partition(
-            [packing.padded_length(len(sequence.token_ids), multiple) for sequence in sequences],
-            dp_size=self.topology.dp,
-            max_tokens=self.micro_batch_tokens,
-            multiple_of=self._multiple_of,
-            groups=groups,
-        )
         return [
-            packing.collate(sequences, indices, pad_to_multiple=multiple)
-            for indices in shares[self.place.dp]
+            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple)
+            for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 
     def _token_outputs(

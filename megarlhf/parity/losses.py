@@ -39,6 +39,7 @@ class Recorded:
         self.temperature = self.loss.temperature
         self.needs_entropy = self.loss.needs_entropy
         self.divisors = self.loss.divisors
+        self.from_logits = self.loss.from_logits
 
     def __call__(
         self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch

@@ -1,20 +1,23 @@
 """The offline methods: a row for each. No other code asks which method a run is of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megarlhf.algo.distillation_loss import DistillationLoss
 from megarlhf.algo.preference_loss import PreferenceLoss
 from megarlhf.algo.reward_loss import PairwiseRewardLoss, StepRewardLoss
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.algo.unpaired_loss import UnpairedLoss
 from megarlhf.config import schema
+from megarlhf.data.batches import batch_of
 from megarlhf.data.preference import load_preferences
-from megarlhf.data.records import Example
+from megarlhf.data.records import Batch, Example
 from megarlhf.data.steps import load_steps
 from megarlhf.data.store import StoredRows
 from megarlhf.data.supervised import load_supervised
 from megarlhf.data.unpaired import load_unpaired
+from megarlhf.engine.loss import TokenLoss
 from megarlhf.parallel.context import sequence_sums
 from megarlhf.trainer.preparation import (
     POINTS,
@@ -26,6 +29,7 @@ from megarlhf.trainer.preparation import (
     with_loss,
     with_reference,
 )
+from megarlhf.trainer.teaching import check_teacher, teacher_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Method:
         scalar_head: The model gives a number a token, not tokens.
         judged_by: The metric of held-out rows that the summary names.
         least_rows: Rows that a batch needs.
+        check: ``check(config, spec, tokenizer, world)`` refuses what else does not fit.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Method:
     scalar_head: bool = False
     judged_by: str = "accuracy"
     least_rows: int = 1
+    check: Callable[..., None] = lambda *_: None
 
 
 def _supervised(parts: Parts) -> Preparation:
@@ -77,10 +83,23 @@ def _unpaired(parts: Parts) -> Preparation:
     )
 
 
+def _distillation(parts: Parts) -> Preparation:
+    teacher = teacher_of(parts)
+
+    def prepare(examples: Sequence[Example]) -> tuple[Batch, TokenLoss]:
+        batch = batch_of(examples)
+        return batch, DistillationLoss(parts.config.loss, teacher.lesson(batch))
+
+    return prepare
+
+
 METHODS: dict[type[Any], Method] = {
     schema.SFTConfig: Method("sft", load_supervised, _supervised, judged_by="loss"),
     schema.RMConfig: Method("rm", load_preferences, _reward, scalar_head=True),
     schema.PRMConfig: Method("prm", load_steps, _steps, scalar_head=True),
     schema.DPOConfig: Method("dpo", load_preferences, _preference),
     schema.KTOConfig: Method("kto", load_unpaired, _unpaired, least_rows=2),
+    schema.KDConfig: Method(
+        "kd", load_supervised, _distillation, judged_by="loss", check=check_teacher
+    ),
 }

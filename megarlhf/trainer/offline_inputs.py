@@ -52,6 +52,7 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
     topology = Topology.of(config.model.parallel, world)
     topology.layers_of(spec.num_layers, 0)
     tokenizer = load_tokenizer(config.model.path)
+    method.check(config, spec, tokenizer, world)
     data = config.data
     if data.cache_dir is None:
         data = replace(data, cache_dir=str(Path(config.output.dir) / TOKENIZED))

@@ -6,6 +6,7 @@ from megarlhf.config.checks import RANGES, check_offline, check_rl
 from megarlhf.config.loader import load, settings
 from megarlhf.config.schema import (
     DPOConfig,
+    KDConfig,
     KTOConfig,
     PRMConfig,
     RLConfig,
@@ -21,7 +22,7 @@ DENSE = {
     "num_hidden_layers": 8,
     "max_position_embeddings": 4096,
 }
-CONFIGS = [RLConfig, SFTConfig, RMConfig, PRMConfig, DPOConfig, KTOConfig]
+CONFIGS = [RLConfig, SFTConfig, RMConfig, PRMConfig, DPOConfig, KTOConfig, KDConfig]
 EXPERTS = DENSE | {"num_local_experts": 4}
 
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import torch.distributed as dist
 
 from megarlhf.config.loader import load
-from megarlhf.config.schema import OptimizerConfig
+from megarlhf.config.schema import KDConfig, OptimizerConfig
 from megarlhf.data.records import Example, Sequence
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
@@ -20,6 +20,11 @@ from megarlhf.trainer.preparation import Parts
 
 # With the usual eps of 1e-8 Adam turns the rounding of a gradient near zero into a step of full size.
 OPTIMIZER = OptimizerConfig(lr=1e-3, eps=1e-5)
+# The teacher's layout is another than the student's wherever there is a choice.
+TEACHER = {
+    2: ["teacher.parallel.tensor=2"],
+    4: ["teacher.parallel.tensor=2", "teacher.parallel.context=2"],
+}
 
 
 def make_examples(vocab: int, count: int, *, seed: int = 0) -> dict[str, list[Example]]:
@@ -60,6 +65,7 @@ def train_methods(rank, world, path, parallel, runs, examples, held_out, steps, 
     for cls, overrides in runs:
         settings = [f"model.path={path}", "model.dtype=float32", "train.micro_batch_tokens=64"]
         settings += [f"model.parallel.{key}={value}" for key, value in parallel.items()]
+        settings += TEACHER.get(world, []) if cls is KDConfig else []
         config = load(cls, None, [*settings, *overrides])
         method = METHODS[cls]
         spec = read_scored_model(path) if method.scalar_head else ModelSpec.read(path)

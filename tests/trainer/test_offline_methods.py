@@ -3,6 +3,7 @@
 import pytest
 
 from megarlhf.config import schema
+from tests.models.tiny import write_llama
 from tests.models.zoo import write_model
 from tests.trainer.offline_jobs import make_examples, train_methods
 
@@ -15,6 +16,9 @@ RUNS = [
     (schema.DPOConfig, ["loss.kind=ipo", "loss.beta=0.5"]),
     (schema.KTOConfig, []),
     (schema.KTOConfig, ["loss.kl=opposite"]),
+    (schema.KDConfig, []),
+    (schema.KDConfig, ["loss.divergence=reverse", "loss.temperature=2"]),
+    (schema.KDConfig, ["loss.divergence=js", "loss.js_weight=0.3", "loss.top_k=7"]),
 ]
 LAYOUTS = {
     "tp2.pp2.sp": (4, {"tensor": 2, "pipeline": 2, "sequence": "true"}),
@@ -31,8 +35,12 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def train(ranks, data):
+def train(ranks, data, tmp_path_factory):
+    directory = write_llama(tmp_path_factory.mktemp("teacher"), num_hidden_layers=5, seed=3)
+    teacher = [f"teacher.path={directory}", "teacher.dtype=float32"]
+
     def train(path, world, parallel, runs):
+        runs = [(cls, [*own, *(teacher if cls is schema.KDConfig else [])]) for cls, own in runs]
         arguments = (str(path), parallel, runs, *data, STEPS, BATCH)
         first, *others = ranks.run(world, train_methods, *arguments)
         for other in others:
