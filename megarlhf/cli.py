@@ -35,6 +35,11 @@ COMMANDS = {
     "rl": Command(
         schema.RLConfig, "megarlhf.trainer.rl:train", "reinforcement learning; Ray drives it"
     ),
+    "generate": Command(
+        schema.RLConfig,
+        "megarlhf.trainer.generation:generate",
+        "sample and score responses with the settings of rl, and keep the best and pairs of them",
+    ),
     **{
         name: Command(
             config,

@@ -23,8 +23,9 @@ from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
 from megarlhf.parallel import context
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.engine import EngineSettings, Sampling
+from megarlhf.rollout.engine import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
@@ -88,7 +89,7 @@ class RLRun:
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
-            self.engines = EngineGroup(self.config, self._engine_settings())
+            self.engines = EngineGroup(self.config, engine_settings(self.config))
             self.actor = WorkerGroup(ActorWorker, self.config)
             self.actor.start()
             if checkpoint is not None:
@@ -230,18 +231,6 @@ class RLRun:
         return summary
 
     # -- how ----------------------------------------------------------------------------------------
-
-    def _engine_settings(self) -> EngineSettings:
-        rollout = self.config.rollout
-        return EngineSettings(
-            model_path=self.config.model.path,
-            dtype=rollout.dtype or self.config.model.dtype,
-            tensor_parallel=rollout.tensor_parallel,
-            max_length=self.config.data.max_prompt_tokens + rollout.max_new_tokens,
-            max_sequences=256,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            seed=self.config.train.seed,
-        )
 
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
