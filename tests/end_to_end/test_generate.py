@@ -70,7 +70,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path, rl_command, monkeypatch, capsys
     monkeypatch.setattr(generation, "EngineGroup", Engines)
     monkeypatch.setattr(generation, "ray_cluster", lambda cpus: nullcontext())
     out = tmp_path / "out"
-    _, _, _, *overrides = rl_command(out, "data.max_samples=10", "reward.workers=0")
+    _, _, _, _, *overrides = rl_command(out, "data.max_samples=10", "reward.workers=0")
     config = load(schema.RLConfig, None, overrides)
     summary = generation.generate(config)
     whole = {name: (out / f"{name}.jsonl").read_text() for name in ("samples", "best", "pairs")}
