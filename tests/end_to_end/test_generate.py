@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from typing import ClassVar
 
 from transformers import AutoTokenizer
@@ -10,38 +11,50 @@ from megarlhf.config import schema
 from megarlhf.config.loader import load
 from megarlhf.data.records import Sample
 from megarlhf.report import jsonl
+from megarlhf.report.metrics import MetricsLog
 from megarlhf.trainer import generation
 from megarlhf.trainer.offline_inputs import prepare
+
+ITERATE = Path(__file__).parents[2] / "launch" / "iterate.sh"
 
 
 def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def test_responses_become_rows(tmp_path, rl_command, run_cli, model_dir):
-    out = tmp_path / "out"
-    command = rl_command(out, "data.max_samples=10", "rollout.max_new_tokens=24")
-    command[command.index("rl")] = "generate"
-    run_cli(command)
-    samples = read(out / "samples.jsonl")
+def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_dir):
+    """launch/iterate.sh: vLLM samples, the reward scores, DPO learns from the pairs."""
+    _, _, _, _, *settings = rl_command(tmp_path, "data.max_samples=10", "rollout.max_new_tokens=24")
+    theirs = [s for s in settings if not s.startswith(("output.dir", "model.path"))]
+    command = [str(ITERATE), "dpo", "--model", str(model_dir), "--rounds", "1"]
+    command += ["--out", str(tmp_path)]
+    for setting in theirs:
+        command += ["--generate", setting]
+    for setting in ("model.dtype=float32", "train.batch_size=4", "train.steps=2"):
+        command += ["--train", setting]
+    run_cli([*command, "--train", "output.tensorboard=false"])
+    out = tmp_path / "round-1" / "generate"
+    samples, pairs = read(out / "samples.jsonl"), read(out / "pairs.jsonl")
     assert [record["step"] for record in samples] == list(range(10))
     assert all(len(record["responses"]) == 4 for record in samples)
-    pairs = read(out / "pairs.jsonl")
     assert pairs and all(row["margin"] > 0 for row in pairs)
     for row in read(out / "best.jsonl"):
         whole = [r for r in samples[row["step"]]["responses"] if r["finish_reason"] == "stop"]
         assert row["reward"] == max(response["reward"] for response in whole)
+    trained = tmp_path / "round-1" / "train"
+    assert (trained / "model" / "model.safetensors").is_file()
+    assert [row["step"] for row in MetricsLog.read(trained)] == [1, 2]
+
     overrides = [
         f"model.path={model_dir}",
         f"data.train=json@{out / 'pairs.jsonl'}",
-        "data.max_tokens=96",
         "train.batch_size=2",
-        f"output.dir={tmp_path / 'dpo'}",
+        f"output.dir={tmp_path / 'again'}",
     ]
     rows = prepare(load(schema.DPOConfig, None, overrides), world=1).rows
-    assert len(rows) == len(pairs)
     prompt = AutoTokenizer.from_pretrained(model_dir)(pairs[0]["prompt"])["input_ids"]
     assert rows[0].prompt_tokens == len(prompt)
+    assert "model of round 1" in run_cli(command)  # nothing is done again
 
 
 class Engines:
