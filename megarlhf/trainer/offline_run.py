@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from megarlhf.config.schema import OfflineConfig, OptimizerConfig
 from megarlhf.data.records import Batch, Example
@@ -22,9 +22,6 @@ from megarlhf.trainer.offline_inputs import OfflineInputs
 from megarlhf.trainer.preparation import Parts
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
-
-if TYPE_CHECKING:
-    from megatron.core.process_groups_config import ProcessGroupCollection
 
 
 class OfflineRun:
@@ -159,9 +156,7 @@ class OfflineRun:
             self.log.finish(summary, {"checkpoint": model})
         return summary
 
-    def _build(
-        self, groups: "ProcessGroupCollection", optimizer: OptimizerConfig | None = None
-    ) -> ModelEngine:
+    def _build(self, groups: Any, optimizer: OptimizerConfig | None = None) -> ModelEngine:
         return ModelEngine(
             self.inputs.spec,
             self.config.model,
