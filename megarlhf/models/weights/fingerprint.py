@@ -17,11 +17,12 @@ import xxhash
 
 from megarlhf.errors import UserError
 from megarlhf.models.weights.operations import Shape
+from megarlhf.models.weights.row_files import RowFiles
 
 FILE = "fingerprint.json"
 ALGORITHM = "xxh3-128"
 
-new_hash = xxhash.xxh3_128  # update(bytes) in canonical order, then hexdigest()
+Hash = xxhash.xxh3_128  # update(bytes) in canonical order, then hexdigest()
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,22 @@ def name_of(dtype: torch.dtype) -> str:
 def of_tensor(tensor: torch.Tensor) -> TensorPrint:
     """The print of a whole Hugging Face tensor in memory, on any device."""
     values = tensor.detach().cpu().contiguous().reshape(-1)
-    digest = new_hash(values.view(torch.uint8).numpy()).hexdigest()
+    digest = Hash(values.view(torch.uint8).numpy()).hexdigest()
     return TensorPrint(name_of(tensor.dtype), tuple(tensor.shape), digest)
+
+
+def of_rows(files: RowFiles, name: str) -> TensorPrint:
+    """The print of a tensor in files, read a few rows at a time."""
+    tensor, found = files.tensors[name], Hash()
+    for _, _, rows in files.blocks(name):
+        found.update(rows)
+    return TensorPrint(name_of(tensor.dtype), tensor.shape, found.hexdigest())
 
 
 def of_model(prints: Mapping[str, TensorPrint]) -> str:
     """One hash for all of a model's tensors, in whatever order they are given."""
     lines = [f"{n} {p.dtype} {list(p.shape)} {p.digest}\n" for n, p in sorted(prints.items())]
-    return new_hash("".join(lines).encode()).hexdigest()
+    return Hash("".join(lines).encode()).hexdigest()
 
 
 def write(directory: Path, prints: Mapping[str, TensorPrint]) -> None:

@@ -1,10 +1,10 @@
 """Tensors as rows of bytes in files: what every checkpoint format comes down to.
 
 A Hugging Face tensor is a table of rows of bytes. Wherever it is stored, it is in runs: boxes of the
-table whose rows lie at a constant distance in some file. Safetensors have one run a tensor; in Megatron's
-format tensor parallelism and interleaving make several. Reading, writing and hashing are the same for
-both, a few rows at a time, through plain reads and writes (mapped memory would turn a full disk or a
-truncated file into a killed process).
+table whose rows lie at a constant distance in some file. Safetensors have one run a tensor; in
+Megatron's format tensor parallelism and interleaving make several. Reading, writing and hashing are
+the same for both, a few rows at a time, through plain reads and writes (mapped memory would turn a
+full disk or a truncated file into a killed process).
 """
 
 import contextlib
@@ -94,9 +94,7 @@ class RowFiles:
             os.close(descriptor)
         self._open.clear()
 
-    def blocks(
-        self, name: str, limit: int = BLOCK_BYTES
-    ) -> Iterator[tuple[int, int, np.ndarray]]:
+    def blocks(self, name: str, limit: int = BLOCK_BYTES) -> Iterator[tuple[int, int, np.ndarray]]:
         """``(start, stop, rows)`` until the tensor is through; the array is used again for the next.
 
         Args:

@@ -63,9 +63,7 @@ def head_and_tail(shape: Shape, dtype: torch.dtype) -> tuple[bytes, bytes]:
 
 def _end(count: int, size: int, place: int) -> bytes:
     """The zip's end: the 64-bit record, its locator and the old record, which points to it."""
-    end_64 = b"PK\6\6" + struct.pack(
-        "<QHHLLQQQQ", 44, 45, 45, 0, 0, count, count, size, place
-    )
+    end_64 = b"PK\6\6" + struct.pack("<QHHLLQQQQ", 44, 45, 45, 0, 0, count, count, size, place)
     locator = b"PK\6\7" + struct.pack("<LQL", 0, place + size, 1)
     old = b"PK\5\6" + struct.pack("<HHHHLLH", 0, 0, count, count, size, _MAX_32, 0)
     return end_64 + locator + old
