@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from megarlhf.parallel import device
 
@@ -89,6 +90,18 @@ class Router(TopKRouter):
         if padding_mask is not None:
             squares = squares * ~padding_mask
         return moe_utils.MoEAuxLossAutoScaler.apply(logits, coefficient * squares.sum())
+
+
+def forget_last_pass(model: nn.Module) -> None:
+    """Drop the routing weights that megatron-core 0.16.1's dispatchers keep, and with them their graph.
+
+    The graph leads to the parameters' hooks and so back to the model: a cycle through C++ that Python
+    never collects. The model would outlive its last user, with its process groups and their threads.
+    """
+    for module in model.modules():
+        dispatcher = getattr(module, "token_dispatcher", None)
+        if dispatcher is not None:
+            dispatcher.probs = None
 
 
 def _prepare_for_cpu() -> None:
