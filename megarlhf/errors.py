@@ -1,4 +1,4 @@
-"""The one error type that is meant for the person at the keyboard."""
+"""The errors that are meant for the person at the keyboard."""
 
 
 class UserError(Exception):
@@ -11,7 +11,12 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2. It survives pickling
     with its parts, so it arrives whole from a remote process.
+
+    Attributes:
+        status: The exit status of a command that it ends.
     """
+
+    status = 2
 
     def __init__(self, what: str, *, where: str | None = None, fix: str | None = None) -> None:
         super().__init__(what)
@@ -24,8 +29,14 @@ class UserError(Exception):
         return f"{text}\n  -> {self.fix}" if self.fix else text
 
     def __reduce__(self) -> tuple:
-        return (_rebuild, (self.what, self.where, self.fix))
+        return (_rebuild, (type(self), self.what, self.where, self.fix))
 
 
-def _rebuild(what: str, where: str | None, fix: str | None) -> UserError:
-    return UserError(what, where=where, fix=fix)
+class ProcessLost(UserError):
+    """A process of the run was killed, crashed or never came up: nothing is wrong with the input."""
+
+    status = 3
+
+
+def _rebuild(kind: type[UserError], what: str, where: str | None, fix: str | None) -> UserError:
+    return kind(what, where=where, fix=fix)

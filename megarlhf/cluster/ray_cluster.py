@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import ray
 
+from megarlhf.cluster.failures import explained
+
 # Deprecation notices of the libraries are for their authors; errors still come through.
 QUIET = {"PYTHONWARNINGS": "ignore", "TORCH_CPP_LOG_LEVEL": "ERROR"}
 
@@ -36,7 +38,8 @@ def ray_cluster(cpus: int) -> Iterator[None]:
             _node_ip_address="127.0.0.1",
         )
     try:
-        yield
+        with explained():
+            yield
     finally:
         ray.shutdown()
 

@@ -92,7 +92,6 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             "optimizer.eps",
             "reward.timeout_s",
-            "rollout.temperature",
             "algorithm.correction_high",
             "algorithm.kl_target",
             "algorithm.reward_clip",
@@ -102,6 +101,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "cluster.start_timeout_s",
             "cluster.stream_timeout_s",
         ),
+    ),
+    (
+        "at least 0.01, the coldest that vLLM samples at",
+        lambda number: number >= 0.01,
+        ("rollout.temperature",),
     ),
     (
         "greater than 0 and at most 1",

@@ -104,7 +104,7 @@ class RLRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._exit.close()
+        self._exit.__exit__(kind, error, trace)
 
     # -- what the loop says -----------------------------------------------------------------------
 
