@@ -34,9 +34,11 @@ def test_a_process_that_is_gone(error, what):
 
 def test_a_process_that_fails_while_it_starts():
     error = ActorDiedError(RayTaskError("start", "Traceback\n  line\nValueError: no such", None))
-    with pytest.raises(ProcessLost, match="while it started: ValueError: no such"):
-        with failures.explained():
-            raise error
+    with (
+        pytest.raises(ProcessLost, match="while it started: ValueError: no such"),
+        failures.explained(),
+    ):
+        raise error
 
 
 @pytest.mark.parametrize("cause", [ZeroDivisionError("x"), UserError("wrong")])

@@ -96,7 +96,7 @@ def test_required():
         ("rollout.prompts_per_step", 0, "at least 1"),
         ("rollout.samples_per_prompt", 0, "at least 1"),
         ("rollout.max_new_tokens", 0, "at least 1"),
-        ("rollout.temperature", 0, "at least 0.01"),
+        ("rollout.temperature", 0, "at least 0.01, the coldest that vLLM samples at"),
         ("rollout.top_p", 0, "greater than 0 and at most 1"),
         ("rollout.top_p", 1.1, "greater than 0 and at most 1"),
         ("rollout.top_k", 0, "at least 1, or -1 to keep all tokens"),
