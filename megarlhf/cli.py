@@ -14,7 +14,7 @@ from typing import Any
 
 from megarlhf import __version__
 from megarlhf.config import loader, schema
-from megarlhf.errors import UserError
+from megarlhf.errors import UserError, cannot_write, disk_error
 
 
 @dataclass(frozen=True)
@@ -247,4 +247,5 @@ def _user_error_behind(error: BaseException) -> UserError | None:
         if isinstance(seen, UserError) and wrapped is None:
             return seen
         seen = wrapped or seen.__cause__
-    return None
+    reason = disk_error(error)
+    return cannot_write(reason) if reason is not None else None

@@ -1,5 +1,9 @@
 """The errors that are meant for the person at the keyboard."""
 
+import errno
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+
 
 class UserError(Exception):
     """Something the user can put right: says what is wrong, where, and what to do.
@@ -36,6 +40,29 @@ class ProcessLost(UserError):
     """A process of the run was killed, crashed or never came up: nothing is wrong with the input."""
 
     status = 3
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The full or failing disk behind an error of this process or, in Ray's wrapper, of another.
+
+    torch raises a RuntimeError of its own while it handles the disk's.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _DISK:
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__ or seen.__context__
+    return None
+
+
+def cannot_write(reason: OSError, where: str | None = None) -> UserError:
+    """What to say of it."""
+    return UserError(
+        f"cannot write: {reason.strerror}",
+        where=where or reason.filename,
+        fix="make room on that disk; a checkpoint that was whole before still is, and the same "
+        "command goes on from it",
+    )
 
 
 def _rebuild(kind: type[UserError], what: str, where: str | None, fix: str | None) -> UserError:

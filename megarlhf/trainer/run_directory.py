@@ -12,9 +12,17 @@ from megarlhf.config import loader
 from megarlhf.errors import UserError
 from megarlhf.report.jsonl import replace_file
 
-# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity.
-_MAY_CHANGE = ("train.steps", "train.epochs", "train.save_every", "train.eval_every",
-               "train.keep_checkpoints", "train.resume", "output.", "cluster.")  # fmt: skip
+# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity;
+# so is model.parallel.expert, under another value of which Megatron cannot load optimizer state.
+_MAY_CHANGE = (
+    *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
+    *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens", "model.recompute"),
+    *("model.parallel.tensor", "model.parallel.sequence", "model.parallel.context"),
+    *("model.parallel.pipeline", "model.parallel.virtual_pipeline", "model.parallel.chunk_layers"),
+    *("model.parallel.overlap", "rollout.engines", "rollout.tensor_parallel"),
+    *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
+    *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
+)
 
 
 @dataclass(frozen=True)
