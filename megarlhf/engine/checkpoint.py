@@ -1,5 +1,6 @@
 """Model and optimizer to and from Megatron's distributed checkpoints, loadable under any layout."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,23 @@ def save(engine: "ModelEngine", directory: Path) -> None:
             content_metadata={**_METADATA, "world": engine.topology.world},
         )
     except Exception as error:
-        if (reason := disk_error(error)) is None:
+        if (reason := disk_error(error) or _refusal_of_disk(directory)) is None:
             raise
         raise cannot_write(reason, str(directory)) from error
+
+
+def _refusal_of_disk(directory: Path) -> OSError | None:
+    """What the disk says to another MiB: torch's own writer does not tell why it failed."""
+    probe = directory / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def load(engine: "ModelEngine", directory: Path) -> None:
