@@ -16,6 +16,7 @@ from megarlhf.config.layout_checks import (
     check_engine_heads,
     check_parallel,
     check_sequence_length,
+    check_shares,
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
@@ -157,6 +158,15 @@ def check_rl(config: RLConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
     check_sequence_length(lengths, model)
+    rollout, updates = config.rollout, config.algorithm.updates_per_rollout
+    check_shares(
+        rollout.prompts_per_step * rollout.samples_per_prompt // updates,
+        "rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
+        sum(lengths.values()),
+        config.model.parallel,
+        ranks,
+        config.train.micro_batch_tokens,
+    )
 
 
 def check_sft(config: SFTConfig, world_size: int) -> None:
@@ -175,6 +185,14 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
+    check_shares(
+        config.train.batch_size,
+        "train.batch_size",
+        config.data.max_tokens,
+        config.model.parallel,
+        world_size,
+        config.train.micro_batch_tokens,
+    )
 
 
 # --- One configuration on its own ---------------------------------------------------------------
