@@ -171,6 +171,7 @@ class _Session:
             layouts,
             settings.seed,
             with_targets=spec.scalar_head is not None,
+            without=spec.hf_config.get("pad_token_id"),
         )
         self._thresholds = thresholds
         self._reference: Reference | None = None
