@@ -22,6 +22,7 @@ from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.reward_checks import check_reward
 from megarlhf.config.schema import (
+    ParallelConfig,
     RLConfig,
     SFTConfig,
 )
@@ -161,15 +162,7 @@ def check_rl(config: RLConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
     check_sequence_length(lengths, model)
-    rollout, updates = config.rollout, config.algorithm.updates_per_rollout
-    check_shares(
-        rollout.prompts_per_step * rollout.samples_per_prompt // updates,
-        "rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
-        sum(lengths.values()),
-        config.model.parallel,
-        ranks,
-        config.train.micro_batch_tokens,
-    )
+    check_rollout_shares(config, config.model.parallel, ranks)
 
 
 def check_critic(config: RLConfig) -> None:
@@ -187,6 +180,7 @@ def check_critic(config: RLConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
     check_sequence_length(lengths, model, "critic")
+    check_rollout_shares(config, critic.parallel, ranks)
 
 
 def check_sft(config: SFTConfig, world_size: int) -> None:
@@ -258,6 +252,19 @@ def check_rollout_batch(config: RLConfig) -> None:
             where="algorithm.updates_per_rollout",
             fix=f"use {any_of(nearest_divisors(samples, updates))}, or change the other two",
         )
+
+
+def check_rollout_shares(config: RLConfig, parallel: ParallelConfig, ranks: int) -> None:
+    """An update's samples can be dealt to a model's data-parallel ranks."""
+    rollout, updates = config.rollout, config.algorithm.updates_per_rollout
+    check_shares(
+        rollout.prompts_per_step * rollout.samples_per_prompt // updates,
+        "rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
+        config.data.max_prompt_tokens + rollout.max_new_tokens,
+        parallel,
+        ranks,
+        config.train.micro_batch_tokens,
+    )
 
 
 # --- Files --------------------------------------------------------------------------------------
