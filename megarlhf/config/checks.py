@@ -20,7 +20,7 @@ from megarlhf.config.layout_checks import (
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
-from megarlhf.config.reward_checks import check_reward
+from megarlhf.config.reward_checks import check_reward, models_by_name
 from megarlhf.config.schema import (
     ParallelConfig,
     RLConfig,
@@ -61,6 +61,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.keep_checkpoints",
             "cluster.actor_ranks",
             "cluster.critic_ranks",
+            "cluster.reward_ranks",
             "cluster.threads_per_rank",
         ),
     ),
@@ -157,11 +158,7 @@ def check_rl(config: RLConfig) -> None:
     ranks = config.cluster.actor_ranks
     check_parallel(config.model.parallel, model, ranks, "cluster.actor_ranks")
     check_engine_heads(config, model)
-    lengths = {
-        "data.max_prompt_tokens": config.data.max_prompt_tokens,
-        "rollout.max_new_tokens": config.rollout.max_new_tokens,
-    }
-    check_sequence_length(lengths, model)
+    check_sequence_length(rollout_lengths(config), model)
     check_rollout_shares(config, config.model.parallel, ranks)
 
 
@@ -175,12 +172,29 @@ def check_critic(config: RLConfig) -> None:
     model = read_model_config(critic.path or config.model.path, "critic.path")
     ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
     check_parallel(critic.parallel, model, ranks, "cluster.critic_ranks", "critic.parallel")
-    lengths = {
+    check_sequence_length(rollout_lengths(config), model, "critic")
+    check_rollout_shares(config, critic.parallel, ranks)
+
+
+def check_reward_models(config: RLConfig) -> None:
+    """Checks the reward models of ``megarlhf rl`` that run on ranks of their own.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    parallel, ranks = config.reward.parallel, config.cluster.reward_ranks
+    for path in models_by_name(config.reward.models).values():
+        model = read_model_config(path, "reward.models")
+        check_parallel(parallel, model, ranks, "cluster.reward_ranks", "reward.parallel")
+        check_sequence_length(rollout_lengths(config), model, "reward model")
+
+
+def rollout_lengths(config: RLConfig) -> dict[str, int]:
+    """The settings that together say how long a sequence gets, tokens."""
+    return {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
-    check_sequence_length(lengths, model, "critic")
-    check_rollout_shares(config, critic.parallel, ranks)
 
 
 def check_sft(config: SFTConfig, world_size: int) -> None:

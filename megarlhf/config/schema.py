@@ -146,8 +146,10 @@ class RewardConfig:
     """How a response is scored: the weighted sum of what one or several sources say."""
 
     function: str | None = None  # a Python file that defines reward_func(queries, prompts, labels)
+    models: tuple[str, ...] = ()  # directories of reward models; NAME=DIR for several
     urls: tuple[str, ...] = ()  # servers of a reward model; NAME=URL for several models
-    weights: tuple[float, ...] = ()  # function first, then models as in urls; (): 1 each
+    weights: tuple[float, ...] = ()  # of function, models and urls, in this order; (): 1 each
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # of each of models
     workers: int = 1  # processes that run the function; 0: the driver itself, without a timeout
     batch_size: int = 64  # responses in one call of the function or one request, at most
     timeout_s: float = 60.0  # the longest such a call or request may take
@@ -261,6 +263,7 @@ class ClusterConfig:
 
     actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp
     critic_ranks: int | None = None  # processes of the critic; null: as many as the actor's
+    reward_ranks: int = 1  # processes of each of reward.models
     cpus_per_rank: float = 1.0  # CPU machines; on GPU machines each rank takes one GPU
     threads_per_rank: int = 1  # torch threads of a CPU rank
     start_timeout_s: float = 600.0

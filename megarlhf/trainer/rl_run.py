@@ -18,6 +18,7 @@ from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.engine import EngineSettings, Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
@@ -71,6 +72,7 @@ class RLRun:
         )
         cluster, rollout = self.config.cluster, self.config.rollout
         ranks = cluster.actor_ranks + critic_ranks(self.config, self.inputs.algorithm)
+        ranks += len(self.config.reward.models) * cluster.reward_ranks
         cpus = ranks * cluster.cpus_per_rank
         cpus += rollout.engines * rollout.tensor_parallel
         with self._exit, self.log.progress.phase("start", setup=True):
@@ -81,6 +83,7 @@ class RLRun:
                 self.config, self.inputs.algorithm, self.inputs.total_steps
             )
             self.models.start(None if checkpoint is None else checkpoint.directory)
+            start_reward_models(self.config, self.inputs.reward)
             self.engines.start()
             self.engines.connect(self.models.actor)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
