@@ -4,6 +4,7 @@ from typing import Any
 
 import ray
 
+from megarlhf.cluster.failures import culprit
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.config.schema import RLConfig
 
@@ -14,15 +15,15 @@ class WorkerGroup:
     Args:
         worker: The class each rank runs, ``worker(config, rank, world, threads)``.
         config: The run's configuration.
+        world: Number of ranks.
 
     Attributes:
         members: Handles of the ranks, in order.
         host: Address of rank 0's node, known after ``start``.
     """
 
-    def __init__(self, worker: type, config: RLConfig) -> None:
+    def __init__(self, worker: type, config: RLConfig, world: int) -> None:
         cluster = config.cluster
-        world = cluster.actor_ranks
         resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
         environment = dict(QUIET)
         if not have_gpus():
@@ -52,12 +53,18 @@ class WorkerGroup:
         """
         return wait_for_all(self.call(method, *args))
 
+    def results(self, references: list[ray.ObjectRef]) -> list[Any]:
+        """What a `call` returned, on every rank; see `run`."""
+        return wait_for_all(references)
+
     def merged(self, method: str, *args: Any) -> dict[int, Any]:
         """Call a method whose answers are dictionaries of disjoint shares, and join them."""
-        joined: dict[int, Any] = {}
-        for answer in self.run(method, *args):
-            joined.update(answer)
-        return joined
+        return joined(self.run(method, *args))
+
+
+def joined(answers: list[dict[int, Any]]) -> dict[int, Any]:
+    """One dictionary of disjoint shares."""
+    return {index: value for answer in answers for index, value in answer.items()}
 
 
 def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
@@ -65,7 +72,10 @@ def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
     left = list(references)
     while left:
         done, left = ray.wait(left, num_returns=1)
-        ray.get(done)
+        try:
+            ray.get(done)
+        except Exception as error:
+            raise culprit(error, left) from None
     return ray.get(references)
 
 

@@ -1,27 +1,7 @@
-"""Rules about the losses, batches and evaluations of the commands under torchrun."""
+"""Rules about the losses and evaluations of the commands under torchrun."""
 
-from megarlhf.config.numbers import any_of
 from megarlhf.config.schema import DPOConfig, KTOConfig, OfflineConfig
 from megarlhf.errors import UserError
-
-
-def check_offline_batch(config: OfflineConfig, world_size: int) -> None:
-    """Every data-parallel rank gets as many micro-batches, however long the rows are."""
-    parallel = config.model.parallel
-    replicas = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
-    stages = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
-    rows, stride = config.train.batch_size, replicas * stages
-    if rows % stride:
-        cause = f"the {replicas} data-parallel ranks"
-        if stages > 1:
-            cause += f" times the {stages} pipeline stages"
-        below = rows // stride * stride
-        choices = [number for number in (below, below + stride) if number]
-        raise UserError(
-            f"must be a multiple of {stride}, {cause}, got {rows}",
-            where="train.batch_size",
-            fix=f"use {any_of(choices)}",
-        )
 
 
 def check_evaluation(config: OfflineConfig) -> None:

@@ -43,7 +43,7 @@ class OfflineRun:
         self.config, self.inputs, self.launched = config, inputs, launched
         self.total_steps = inputs.total_steps
         self.step = 0
-        self._saved_step = -1
+        self._saved_step = 0  # what is there before the first step needs no saving
         self._figures: dict[str, float | None] = {"loss": None}  # what the summary will say
         self._exit = ExitStack()
         self._directory: RunDirectory | None = None

@@ -1,8 +1,5 @@
 """The teacher of a distillation: checked before, built when the run begins."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from transformers import PreTrainedTokenizerBase
 
 from megarlhf.config import checks
@@ -26,12 +23,21 @@ def check_teacher(
     Raises:
         UserError: It does not.
     """
-    with _said_of_the_teacher():
-        model = checks.read_model_config(config.teacher.path)
-        check_parallel(config.teacher.parallel, model, world, "torchrun's number of processes")
-        check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
-        teacher = read_language_model(config.teacher.path)
-        Topology.of(config.teacher.parallel, world).layers_of(teacher.num_layers, 0)
+    layout = config.teacher.parallel
+    model = checks.read_model_config(config.teacher.path, "teacher.path")
+    check_parallel(layout, model, world, "torchrun's number of processes", "teacher.parallel")
+    check_sequence_length({"data.max_tokens": config.data.max_tokens}, model, "teacher")
+    teacher = read_language_model(config.teacher.path)
+    Topology.of(layout, world).layers_of(teacher.num_layers, 0)
+    student = Topology.of(config.model.parallel, world)
+    stride = student.dp * (student.pp if student.vpp > 1 else 1)
+    if config.train.batch_size % stride:
+        raise UserError(
+            f"must be a multiple of {stride}, for the teacher to know who needs what of its "
+            f"distributions, got {config.train.batch_size}",
+            where="train.batch_size",
+            fix=f"use {-(-config.train.batch_size // stride) * stride}",
+        )
     if load_tokenizer(config.teacher.path).get_vocab() != tokenizer.get_vocab():
         raise UserError(
             "the teacher has another tokenizer: its distributions are over other tokens",
@@ -50,23 +56,6 @@ def check_teacher(
             where="loss.top_k",
             fix="lower it, or leave it out to use the whole vocabulary",
         )
-
-
-@contextmanager
-def _said_of_the_teacher() -> Iterator[None]:
-    """The rules for ``model`` hold for ``teacher`` too; so do their errors, with its keys."""
-
-    def renamed(text: str | None) -> str | None:
-        return text and text.replace("model.parallel", "teacher.parallel").replace(
-            "model.path", "teacher.path"
-        )
-
-    try:
-        yield
-    except UserError as error:
-        raise UserError(
-            renamed(error.what), where=renamed(error.where), fix=renamed(error.fix)
-        ) from None
 
 
 def teacher_of(parts: Parts) -> Teacher:

@@ -127,7 +127,8 @@ def margin(directory: Path) -> float:
     [
         ("kto", ["train.batch_size=1", "model.parallel.context=2"], "train.batch_size"),
         ("rm", ["data.chosen_key=better"], "train.jsonl:1"),
-        ("dpo", ["train.batch_size=3"], "train.batch_size"),
+        ("dpo", ["train.batch_size=1"], "train.batch_size"),
+        ("kd", ["train.batch_size=3"], "train.batch_size"),
         ("kd", ["teacher.parallel.tensor=3"], "teacher.parallel.tensor"),
         ("kd", ["loss.top_k=100000"], "loss.top_k"),
     ],

@@ -25,8 +25,8 @@ LAYOUTS = {
     "cp2.tp2.sp": (4, {"tensor": 2, "context": 2, "sequence": "true"}),
     "dp2": (2, {}),
 }
-# Measured over 10 steps: see docs/methods.md. The figures are of three.
-TOLERANCE = 2e-6
+# Measured: 1.1e-6 at most, of the KL that KTO estimates from sums of log-probabilities; losses 5e-7.
+TOLERANCE = 4e-6
 
 
 @pytest.fixture(scope="module")
