@@ -132,23 +132,29 @@ class ModelEngine:
     # -- passes -----------------------------------------------------------------------------------
 
     def logprobs(
-        self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        temperature: float = 1.0,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> dict[int, list[float]]:
         """Log-probability of every token of every sequence, given those before it.
 
         Args:
             sequences: The whole global batch, the same on every rank.
             temperature: The logits are divided by it.
+            groups: See `Batch`; with those of the training step the packs are the same, and so is
+                the rounding.
 
         Returns:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
-        longer, _ = self.filled(sequences)
+        longer, groups = self.filled(sequences, groups)
         lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: of_tokens
-            for batch, values in self._forward(longer, temperature)
+            for batch, values in self._forward(longer, temperature, groups)
             for index, of_tokens in packing.scatter(values, batch, lengths)
             if index < len(sequences)
         }
@@ -176,14 +182,17 @@ class ModelEngine:
 
     @torch.no_grad()
     def _forward(
-        self, sequences: Sequence[TokenSequence], temperature: float = 1.0
+        self,
+        sequences: Sequence[TokenSequence],
+        temperature: float = 1.0,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> list[tuple[MicroBatch, torch.Tensor]]:
         """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
 
         def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
             return self._token_outputs(output, batch, temperature)[0]
 
-        batches, outputs = self.run_forward(sequences, collect)
+        batches, outputs = self.run_forward(sequences, collect, groups)
         if not (self._is_last_stage and self.place.tp == 0):
             return []
         return [

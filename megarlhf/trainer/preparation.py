@@ -21,8 +21,8 @@ from megarlhf.parallel.launched import LaunchedRank
 
 # From the rows of one step, the same on every rank, to its batch and loss. Collective.
 Preparation = Callable[[Sequence[Example]], tuple[Batch, TokenLoss]]
-# From sequences, the same on every rank, to a log-probability a token. Collective.
-Logprobs = Callable[[Sequence[TokenSequence]], list[list[float]]]
+# From a batch, the same on every rank, to a log-probability for each token. Collective.
+Logprobs = Callable[[Batch], list[list[float]]]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,12 @@ def with_loss(loss: TokenLoss) -> Preparation:
 
 def logprobs_of(engine: ModelEngine) -> Logprobs:
     """What a model says, on every rank."""
-    return lambda sequences: on_every_rank(engine.logprobs(sequences), sequences, engine.device)
+
+    def logprobs(batch: Batch) -> list[list[float]]:
+        found = engine.logprobs(batch.sequences, groups=batch.groups)
+        return on_every_rank(found, batch.sequences, engine.device)
+
+    return logprobs
 
 
 def with_reference(loss: TokenLoss, reference: Logprobs | None) -> Preparation:
@@ -63,8 +68,7 @@ def with_reference(loss: TokenLoss, reference: Logprobs | None) -> Preparation:
 
     def prepare(examples: Sequence[Example]) -> tuple[Batch, TokenLoss]:
         batch = batch_of(examples)
-        sequences = _with_field(batch.sequences, reference(batch.sequences))
-        return replace(batch, sequences=sequences), loss
+        return _with_logprobs(batch, reference), loss
 
     return prepare
 
@@ -88,16 +92,16 @@ def _cached(parts: Parts) -> Logprobs:
             for _ in found:  # its passes are collective
                 pass
         parts.launched.first(lambda: None)  # nobody reads before it is written
-    return StoredLogprobs(directory)
+    stored = StoredLogprobs(directory)
+    return lambda batch: stored(batch.sequences)
 
 
 def _logprobs_of_rows(parts: Parts) -> Iterator[tuple[TokenSequence, list[float]]]:
     logprobs, size = logprobs_of(parts.engine), parts.config.train.batch_size
     for rows in parts.rows:
         for begin in range(0, len(rows), size):
-            examples = rows[begin : begin + size]
-            sequences = [sequence for example in examples for sequence in example.sequences]
-            yield from zip(sequences, logprobs(sequences), strict=True)
+            batch = batch_of(rows[begin : begin + size])
+            yield from zip(batch.sequences, logprobs(batch), strict=True)
 
 
 REFERENCES: dict[str, Callable[[Parts], Logprobs | None]] = {
@@ -134,31 +138,28 @@ class WithReferencePoint:
 
     def __call__(self, examples: Sequence[Example]) -> tuple[Batch, TokenLoss]:
         """See `Preparation`."""
-        batch = batch_of(examples)
-        own = _with_field(batch.sequences, self._reference(batch.sequences))
-        points = self._estimate(self, examples, own)
+        batch = _with_logprobs(batch_of(examples), self._reference)
+        points = self._estimate(self, examples, batch)
         sequences = [
             replace(sequence, values={**sequence.values, KL: point})
-            for sequence, point in zip(own, points, strict=True)
+            for sequence, point in zip(batch.sequences, points, strict=True)
         ]
         return replace(batch, sequences=sequences), self._loss
 
-    def from_mismatched(
-        self, examples: Sequence[Example], own: Sequence[TokenSequence]
-    ) -> list[float]:
+    def from_mismatched(self, examples: Sequence[Example], own: Batch) -> list[float]:
         """From answers to other rows' prompts: the paper's estimate (section 4.1), one for all."""
         others = mismatched(examples, max_tokens=self._max_tokens)
-        others = _with_field(others, self._reference(others))
-        return [_mean_at_least_zero(self._log_ratios(others))] * len(own)
+        batch = Batch(others, [(index,) for index in range(len(others))])
+        ratios = self._log_ratios(_with_logprobs(batch, self._reference))
+        return [_mean_at_least_zero(ratios)] * len(own.sequences)
 
-    def from_opposite(
-        self, examples: Sequence[Example], own: Sequence[TokenSequence]
-    ) -> list[float]:
+    def from_opposite(self, examples: Sequence[Example], own: Batch) -> list[float]:
         """For desirable answers from the undesirable ones of the batch, and the other way round.
 
         Of a batch without such answers, 0. As OpenRLHF's "vanilla" KTO does.
         """
-        ratios, desirable = self._log_ratios(own), [s.values[DESIRABLE] for s in own]
+        ratios = self._log_ratios(own)
+        desirable = [sequence.values[DESIRABLE] for sequence in own.sequences]
         points = {
             kind: _mean_at_least_zero(
                 [ratio for ratio, label in zip(ratios, desirable, strict=True) if label != kind]
@@ -167,7 +168,7 @@ class WithReferencePoint:
         }
         return [points[kind] for kind in desirable]
 
-    def _log_ratios(self, sequences: Sequence[TokenSequence]) -> list[float]:
+    def _log_ratios(self, batch: Batch) -> list[float]:
         """log p of each answer, less the reference's."""
         return [
             math.fsum(
@@ -176,17 +177,15 @@ class WithReferencePoint:
                     logprobs, sequence.fields[REFERENCE], sequence.loss_mask, strict=True
                 )
             )
-            for sequence, logprobs in zip(sequences, self._policy(sequences), strict=True)
+            for sequence, logprobs in zip(batch.sequences, self._policy(batch), strict=True)
         ]
 
 
-Estimate = Callable[
-    [WithReferencePoint, Sequence[Example], Sequence[TokenSequence]], Sequence[float]
-]
+Estimate = Callable[[WithReferencePoint, Sequence[Example], Batch], Sequence[float]]
 POINTS: dict[str, Estimate] = {
     "mismatched": WithReferencePoint.from_mismatched,
     "opposite": WithReferencePoint.from_opposite,
-    "none": lambda self, examples, own: [0.0] * len(own),
+    "none": lambda self, examples, own: [0.0] * len(own.sequences),
 }
 
 
@@ -194,10 +193,9 @@ def _mean_at_least_zero(values: Sequence[float]) -> float:
     return max(0.0, math.fsum(values) / len(values)) if values else 0.0
 
 
-def _with_field(
-    sequences: Sequence[TokenSequence], logprobs: Sequence[list[float]]
-) -> list[TokenSequence]:
-    return [
+def _with_logprobs(batch: Batch, reference: Logprobs) -> Batch:
+    sequences = [
         replace(sequence, fields={**sequence.fields, REFERENCE: values})
-        for sequence, values in zip(sequences, logprobs, strict=True)
+        for sequence, values in zip(batch.sequences, reference(batch), strict=True)
     ]
+    return replace(batch, sequences=sequences)
