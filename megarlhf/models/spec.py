@@ -63,6 +63,11 @@ class ModelSpec:
         return cls(Path(path), hf_config, family, settings, scalar_head)
 
     @property
+    def full_config(self) -> dict:
+        """``config.json`` with what Hugging Face takes for absent keys."""
+        return self.family.fill(self.hf_config)
+
+    @property
     def has_new_head(self) -> bool:
         """Whether a language model's directory is given a scalar head, which it need not contain."""
         is_causal = self.hf_config["architectures"][0].endswith(families.CAUSAL)

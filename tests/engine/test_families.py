@@ -76,7 +76,7 @@ def hugging_face_logprobs(path, sequences):
 
     # "eager": the grouped kernel that it would choose knows no fp64.
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float64, experts_implementation="eager"
+        path, dtype=torch.float64, experts_implementation="eager", attn_implementation="eager"
     )
     found = {}
     for index, sequence in enumerate(sequences):

@@ -4,8 +4,10 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.errors import UserError
+from megarlhf.parallel.context import zigzag_indices
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+from megarlhf.parallel.ring_attention import packed_attention
 
 
 def megatron_groups(rank, world, layouts):
@@ -72,3 +74,16 @@ def agree(rank, world):
         text = str(error)
     drawn = launched.first(lambda: f"drawn by {rank}")
     return text, drawn, launched.any(rank == world - 1), launched.any(False)
+
+
+def attention_on_a_ring(rank, world, inputs, grad, lengths, scorings):
+    """For each scoring: which tokens are this rank's, the result and the gradients of its inputs."""
+    group = dist.new_group(list(range(world)))
+    mine = zigzag_indices(lengths, rank, world)
+    local = [length // world for length in lengths]
+    found = []
+    for scoring in scorings:
+        leaves = [tensor[mine].clone().requires_grad_() for tensor in inputs]
+        result = packed_attention(*leaves, local, scale=0.4, group=group, scoring=scoring)
+        found.append((mine, result.detach(), *torch.autograd.grad(result, leaves, grad[mine])))
+    return found

@@ -26,6 +26,7 @@ def _if_limited(key: str) -> Any:
 
 V2 = Family(
     architectures=("DeepseekV2ForCausalLM",),
+    about="latent attention, first layers dense, shared experts, experts from a few groups",
     settings={
         **latent.SETTINGS,
         "num_moe_experts": Setting("n_routed_experts"),
@@ -53,6 +54,7 @@ V2 = Family(
         "topk_method": ("greedy", "group_limited_greedy"),
         "norm_topk_prob": (False,),
     },
+    defaults={"q_lora_rank": 1536, "n_shared_experts": 2, "first_k_dense_replace": 0},
     derived={
         **latent.DERIVED,
         "moe_layer_freq": _dense_first,
@@ -65,6 +67,7 @@ V2 = Family(
 V3 = replace(
     V2,
     architectures=("DeepseekV3ForCausalLM",),
+    about="V2 with sigmoid scores and an expert bias; R1 too",
     settings={
         **V2.settings,
         "moe_router_num_groups": Setting("n_group"),
@@ -98,6 +101,16 @@ V3 = replace(
         **latent.DERIVED,
         "moe_layer_freq": _dense_first,
         "moe_shared_expert_intermediate_size": _shared_width,
+    },
+    defaults={
+        "max_position_embeddings": 4096,
+        "q_lora_rank": 1536,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+        "routed_scaling_factor": 2.5,
     },
     extra_layers="num_nextn_predict_layers",
 )
