@@ -47,7 +47,9 @@ def _load(spec: ModelSpec, dtype: str) -> Any:
 
     logging.disable_progress_bar()
     kind = AutoModelForCausalLM if spec.scalar_head is None else AutoModelForSequenceClassification
-    model = kind.from_pretrained(spec.path, dtype=getattr(torch, dtype))
+    # Its faster attention leaves out soft caps, its faster experts know no float64.
+    eager = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    model = kind.from_pretrained(spec.path, dtype=getattr(torch, dtype), **eager)
     return model.cuda() if torch.cuda.is_available() else model
 
 

@@ -125,6 +125,7 @@ class Family:
                     fix=f"supported: {', '.join(map(repr, supported))}",
                 )
         rope.check(self.fill(hf_config), where)
+        _check_layer_types(hf_config, where)
 
     def translate(self, hf_config: Mapping[str, Any], where: str) -> dict[str, object]:
         """Megatron's settings for a parsed ``config.json``.
@@ -163,3 +164,19 @@ class Family:
                     sum(int(settings[part]) for part in parts) for parts in sums
                 )
         return sizes
+
+
+def _check_layer_types(hf_config: Mapping[str, Any], where: str) -> None:
+    types, layers = hf_config.get("layer_types"), hf_config.get("num_hidden_layers")
+    if types is None:
+        return
+    if len(types) != layers:
+        raise UserError(f"layer_types names {len(types)} layers of {layers}", where=where)
+    known = ("full_attention", "sliding_attention")
+    for kind in types:
+        if kind not in known:
+            raise UserError(
+                f"layer_types has {kind!r}, which is not supported",
+                where=where,
+                fix=f"supported: {', '.join(known)}",
+            )

@@ -18,11 +18,9 @@ def layers(rule: Rule) -> Callable[[Mapping[str, Any]], list[int] | None]:
     def derive(config: Mapping[str, Any]) -> list[int] | None:
         if size(config) is None:
             return None
-        types = config.get("layer_types") or [
-            "sliding_attention" if rule(config, layer) else "full_attention"
-            for layer in range(config["num_hidden_layers"])
-        ]
-        return [int(kind == "sliding_attention") for kind in types]
+        if types := config.get("layer_types"):
+            return [int(kind == "sliding_attention") for kind in types]
+        return [int(rule(config, layer)) for layer in range(config["num_hidden_layers"])]
 
     return derive
 
