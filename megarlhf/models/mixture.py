@@ -44,7 +44,8 @@ class Router(TopKRouter):
     """Top-k router whose auxiliary losses weigh the same in every layout.
 
     An expert bias (DeepSeek-V3, arXiv:2412.19437) is a parameter that is not trained, so that it is
-    loaded, exported and streamed as others are. It stays as it is: changing it changes the policy.
+    loaded, exported and streamed as others are. It stays as it is, in float32: changing it changes
+    the policy.
 
     The load-balancing loss is a mean over the real tokens of the tensor-by-context group. To be divided
     with the loss, which is a sum, it is multiplied by those tokens. What megatron-core 0.16.1 multiplies

@@ -35,7 +35,8 @@ class Entry:
         only_if: The entry exists where this Megatron setting has this value.
         unless: And not where this one has this value.
         layers: ``dense`` or ``mixture``: only layers of that kind have it; None: all.
-        trained: False where a checkpoint's tensor is kept as it is: it gets no gradient.
+        trained: False where a checkpoint's tensor is kept as it is: it gets no gradient, and is
+            written in float32 whatever the others are written in.
     """
 
     parameter: str
