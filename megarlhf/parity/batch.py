@@ -34,6 +34,8 @@ def make_batch(
     seed: int = 0,
     *,
     with_targets: bool = False,
+    without: int | None = None,
+    alone: bool = False,
 ) -> Batch:
     """A batch whose sequences can be dealt to the data-parallel ranks of all of the layouts.
 
@@ -47,19 +49,23 @@ def make_batch(
         layouts: All that will run it.
         seed: Of ids and prompt lengths.
         with_targets: Give every token the `TARGET` of a scalar head.
+        without: An id that does not occur: of padding, for which Hugging Face's embedding has no
+            gradient.
+        alone: Every sequence is a micro-batch, whatever the layout is.
     """
     rng = random.Random(seed)
     strides = [layout.dp * (layout.pp if layout.vpp > 1 else 1) for layout in layouts]
     count = math.lcm(len(LENGTHS), *strides)
+    ids = [token for token in range(vocab_size) if token != without]
     sequences = []
     for number in range(count):
         length = max(2, min(LENGTHS[number % len(LENGTHS)], max_length))
         prompt = rng.randint(1, max(1, 2 * length // 3))
         sequences.append(
             TokenSequence(
-                token_ids=[rng.randrange(vocab_size) for _ in range(length)],
+                token_ids=[rng.choice(ids) for _ in range(length)],
                 loss_mask=[0.0] * prompt + [1.0] * (length - prompt),
                 fields={TARGET: [rng.gauss(0, 1) for _ in range(length)]} if with_targets else {},
             )
         )
-    return Batch(sequences, MICRO_BATCH_TOKENS)
+    return Batch(sequences, 1 if alone else MICRO_BATCH_TOKENS)

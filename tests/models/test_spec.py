@@ -47,7 +47,7 @@ def test_absent_keys_mean_what_they_mean_to_hugging_face(tmp_path):
             {**LLAMA, "architectures": ["GPT2LMHeadModel"]},
             [
                 "GPT2LMHeadModel",
-                "Qwen2ForCausalLM: Llama with biases on q, k and v",
+                "Qwen2ForCausalLM (Llama with biases on q, k and v",
                 "adding-a-model",
             ],
         ),

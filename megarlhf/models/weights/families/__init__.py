@@ -41,11 +41,11 @@ def of(hf_config: dict, where: str) -> Family:
         if causal in family.architectures:
             family.check(hf_config, where)
             return family
-    known = "".join(f"\n  {family.architectures[0]}: {family.about}" for family in FAMILIES)
+    known = ", ".join(f"{family.architectures[0]} ({family.about})" for family in FAMILIES)
     raise UserError(
         f"architecture {name} is not supported",
         where=where,
-        fix=f"use one of these, or add a family as docs/adding-a-model.md shows{known}",
+        fix=f"use one of {known}; or add a family as docs/adding-a-model.md shows",
     )
 
 

@@ -52,6 +52,7 @@ GEMMA2 = Family(
         "query_pre_attn_scalar": 256,
         "attn_logit_softcapping": 50.0,
         "final_logit_softcapping": 30.0,
+        "pad_token_id": 0,
     },
     derived={
         **windows.EVERY_OTHER_LAYER,
