@@ -38,6 +38,10 @@ MIXTURE = {
 ALL = {**DENSE, **MIXTURE}
 # What a family has beside the others needs few layouts: each says what could be wrong.
 FEW = {
+    "llama-yarn": ("cp2.dp2",),  # the context ranks' angles; the scale of the scores
+    "qwen2-tied": ("tp2.pp2.sp",),  # the copy on the last stage
+    "deepseek-v2": ("ep2.pp2", "ep2.tp2.sp"),  # latents are whole on every rank, heads are cut
+    "deepseek-v3": ("ep2.tp2.sp", "cp2.ep2"),  # values are narrower than keys on the ring
     "qwen2-moe": ("ep2.tp2.sp", "cp2.ep2"),  # the shared expert and its gate are cut, or are not
     "qwen3-moe-mixed": ("ep2.pp2", "ep2.tp2.sp"),  # layers differ within and between stages
 }

@@ -69,7 +69,7 @@ FAMILIES = {
     "gemma2": (
         "Gemma2",
         {
-            **HEAD,
+            "head_dim": 16,  # not hidden_size / num_attention_heads
             "query_pre_attn_scalar": 12,
             "sliding_window": 8,
             "attn_logit_softcapping": 1.5,  # so low that they bend
