@@ -1,7 +1,6 @@
 """What a Hugging Face directory says about its model: family, Megatron settings, tensor shapes."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,15 +122,6 @@ class ModelSpec:
     def tied(self) -> bool:
         """Whether input and output embeddings are one tensor."""
         return bool(self.settings["tied_embeddings"])
-
-    def is_skipped(self, name: str) -> bool:
-        """Whether a checkpoint's tensor is of a layer that the model leaves out, by its name.
-
-        DeepSeek-V3's checkpoints have layers that predict further tokens behind the last one.
-        """
-        match = re.match(r"model\.layers\.(\d+)\.", name)
-        extra = int(self.hf_config.get(self.family.extra_layers or "") or 0)
-        return bool(match) and 0 <= int(match[1]) - self.num_layers < extra
 
     @cached_property
     def dims(self) -> dict[str, int]:

@@ -92,8 +92,6 @@ class Family:
         defaults: What Hugging Face takes for a key that is absent, where no `Setting` says it.
         derived: Megatron settings that are a function of the whole ``config.json``, of which they
             see the keys that are not null.
-        extra_layers: ``config.json`` key to the number of layers behind the last one that
-            checkpoints have and the model has not: their tensors are skipped.
     """
 
     architectures: tuple[str, ...]
@@ -105,7 +103,6 @@ class Family:
     refuse: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
     defaults: Mapping[str, object] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = field(default_factory=dict)
-    extra_layers: str | None = None
 
     def fill(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
         """A parsed ``config.json`` with the defaults of absent keys."""

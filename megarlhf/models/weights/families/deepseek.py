@@ -112,5 +112,4 @@ V3 = replace(
         "num_experts_per_tok": 8,
         "routed_scaling_factor": 2.5,
     },
-    extra_layers="num_nextn_predict_layers",
 )
