@@ -35,6 +35,7 @@ class ModelConfig:
     recompute: Literal["none", "selective", "full"] = "none"  # activations: keep or compute again
     aux_loss_coef: float = 0.0  # mixtures of experts: weight of the load-balancing loss
     z_loss_coef: float = 0.0  # mixtures of experts: weight of the router's z-loss
+    experts: Literal["auto", "grouped", "sequential"] = "auto"  # a rank's: together, or one by one
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 

@@ -71,7 +71,7 @@ def _layer_spec(config: TransformerConfig, is_mixture: bool, extras: Extras) -> 
             ),
             self_attn_bda=add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=mixture_spec() if is_mixture else _dense_spec(),
+            mlp=mixture_spec(config.moe_grouped_gemm) if is_mixture else _dense_spec(),
             mlp_bda=add,
         ),
     )

@@ -91,16 +91,27 @@ def test_exported_model_answers_as_the_actor_did(whole_run):
         assert out[0, ids.shape[1] :].tolist() == answer["response_ids"]
 
 
-def test_exported_model_loads_in_vllm(whole_run, tmp_path):
-    script = Path(__file__).with_name("greedy_with_vllm.py")
-    out = tmp_path / "answers.json"
+@pytest.fixture(scope="module")
+def vllm_answers(whole_run, tmp_path_factory) -> dict:
+    script = Path(__file__).with_name("answer_with_vllm.py")
+    out = tmp_path_factory.mktemp("vllm") / "answers.json"
     subprocess.run(
         [sys.executable, script, whole_run / "model", whole_run / "evaluation.jsonl", out],
         check=True,
         timeout=180,
     )
+    return json.loads(out.read_text())
+
+
+def test_exported_model_loads_in_vllm(whole_run, vllm_answers):
     expected = [answer["response_ids"] for answer in _last_answers(whole_run)]
-    assert json.loads(out.read_text()) == expected
+    assert vllm_answers["again"] == expected
+
+
+def test_engine_samples_more_prompt_tokens_than_one_pass_takes(vllm_answers):
+    """Seeded requests: a prompt that is taken in pieces would end vLLM's CPU backend."""
+    assert [len(group) for group in vllm_answers["long"]] == [2] * 48
+    assert vllm_answers["long"] == vllm_answers["long again"]
 
 
 def test_reward_that_raises_shows_the_prompt_and_leaves_no_process(tmp_path, rl_command):

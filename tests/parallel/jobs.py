@@ -60,6 +60,16 @@ def shard_logprobs(rank, world, shards, targets, upstream, settings):
     return logprobs.detach(), entropy, logits.grad
 
 
+def ring_attention(rank, world, tensors, lengths, scale, scoring=None):
+    """This rank's part of the output and of the gradients of query, key and value."""
+    mine = zigzag_indices(lengths, rank, world)
+    *leaves, upstream = (tensor[mine].requires_grad_() for tensor in tensors)
+    local = [length // world for length in lengths]
+    out = packed_attention(*leaves, local, scale=scale, group=dist.group.WORLD, scoring=scoring)
+    out.backward(upstream.detach())
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
+
+
 def agree(rank, world):
     """What `LaunchedRank.first` and `any` answer on each rank."""
     launched = LaunchedRank(rank, world, "unused", 0)
@@ -74,16 +84,3 @@ def agree(rank, world):
         text = str(error)
     drawn = launched.first(lambda: f"drawn by {rank}")
     return text, drawn, launched.any(rank == world - 1), launched.any(False)
-
-
-def attention_on_a_ring(rank, world, inputs, grad, lengths, scorings):
-    """For each scoring: which tokens are this rank's, the result and the gradients of its inputs."""
-    group = dist.new_group(list(range(world)))
-    mine = zigzag_indices(lengths, rank, world)
-    local = [length // world for length in lengths]
-    found = []
-    for scoring in scorings:
-        leaves = [tensor[mine].clone().requires_grad_() for tensor in inputs]
-        result = packed_attention(*leaves, local, scale=0.4, group=group, scoring=scoring)
-        found.append((mine, result.detach(), *torch.autograd.grad(result, leaves, grad[mine])))
-    return found

@@ -141,3 +141,16 @@ def test_no_float32_copy_of_the_logits_is_kept_for_the_backward_pass():
     assert any(tensor.data_ptr() == logits.data_ptr() for tensor in saved)
     others = [tensor for tensor in saved if tensor.data_ptr() != logits.data_ptr()]
     assert others and all(tensor.numel() == T for tensor in others)
+
+
+@pytest.mark.gpu
+def test_gpu_computes_log_softmax():
+    logits, targets, upstream = draw(dtype=torch.float32)
+    expected = reference(logits, targets, upstream)
+    leaf = logits.cuda().requires_grad_()
+    logprobs, entropy = vocab_parallel_logprobs(
+        leaf, targets.cuda(), vocab_size=V, group=None, with_entropy=True
+    )
+    logprobs.backward(upstream.float().cuda())
+    for ours, theirs in zip((logprobs, entropy, leaf.grad), expected, strict=True):
+        close(ours.detach().cpu(), theirs, 1e-5)

@@ -108,4 +108,4 @@ def test_bad_options_are_refused(arguments, capsys):
 
 def test_a_bad_layout_is_status_2(models, capsys):
     assert cli.main(["parity", "--model", str(models[False]), "--layouts", "tp3"]) == 2
-    assert "nearest that it can: tp2" in capsys.readouterr().err
+    assert "nearest that it can: tp4, tp2" in capsys.readouterr().err
