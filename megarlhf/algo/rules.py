@@ -34,12 +34,6 @@ def _check_samples(row: Algorithm, settings: AlgorithmConfig, samples: int) -> N
 
 
 def _check_row(row: Algorithm, settings: AlgorithmConfig) -> None:
-    if row.needs_critic:
-        raise UserError(
-            f"{row.name} needs a critic, which the trainer does not have yet",
-            where="algorithm.name",
-            fix="use reinforce_plus_plus, which does without",
-        )
     if settings.gamma != 1.0 and not row.discounts:
         raise UserError(
             f"{row.name} does not discount: it gives one advantage to all tokens of a response",

@@ -14,15 +14,15 @@ class WorkerGroup:
     Args:
         worker: The class each rank runs, ``worker(config, rank, world, threads)``.
         config: The run's configuration.
+        world: Number of ranks.
 
     Attributes:
         members: Handles of the ranks, in order.
         host: Address of rank 0's node, known after ``start``.
     """
 
-    def __init__(self, worker: type, config: RLConfig) -> None:
+    def __init__(self, worker: type, config: RLConfig, world: int) -> None:
         cluster = config.cluster
-        world = cluster.actor_ranks
         resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
         environment = dict(QUIET)
         if not have_gpus():
@@ -52,12 +52,18 @@ class WorkerGroup:
         """
         return wait_for_all(self.call(method, *args))
 
+    def results(self, references: list[ray.ObjectRef]) -> list[Any]:
+        """What a `call` returned, on every rank; see `run`."""
+        return wait_for_all(references)
+
     def merged(self, method: str, *args: Any) -> dict[int, Any]:
         """Call a method whose answers are dictionaries of disjoint shares, and join them."""
-        joined: dict[int, Any] = {}
-        for answer in self.run(method, *args):
-            joined.update(answer)
-        return joined
+        return joined(self.run(method, *args))
+
+
+def joined(answers: list[dict[int, Any]]) -> dict[int, Any]:
+    """One dictionary of disjoint shares."""
+    return {index: value for answer in answers for index, value in answer.items()}
 
 
 def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:

@@ -7,7 +7,7 @@ say, and whether an algorithm exists and what it asks of the settings for `algo`
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +26,18 @@ from megarlhf.config.schema import (
 )
 from megarlhf.errors import UserError
 
-# What a number must be, the test, and the settings it holds for (None is not tested).
+# What a number must be, the test, and the settings it holds for, of every model that has them (None is
+# not tested).
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 1",
         lambda number: number >= 1,
         (
-            "model.parallel.tensor",
-            "model.parallel.pipeline",
-            "model.parallel.context",
-            "model.parallel.expert",
-            "model.parallel.virtual_pipeline",
+            "parallel.tensor",
+            "parallel.pipeline",
+            "parallel.context",
+            "parallel.expert",
+            "parallel.virtual_pipeline",
             "data.max_samples",
             "data.max_prompt_tokens",
             "data.max_tokens",
@@ -57,6 +58,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
             "cluster.actor_ranks",
+            "cluster.critic_ranks",
             "cluster.threads_per_rank",
         ),
     ),
@@ -75,6 +77,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "algorithm.entropy_coef",
             "algorithm.correction_low",
             "algorithm.kl_coef",
+            "critic.warmup_rollouts",
             "reward.workers",
             "reward.retries",
             "algorithm.overlong_penalty",
@@ -155,6 +158,23 @@ def check_rl(config: RLConfig) -> None:
     check_sequence_length(lengths, model)
 
 
+def check_critic(config: RLConfig) -> None:
+    """Checks the critic of ``megarlhf rl``, for an algorithm that has one.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    critic = config.critic
+    model = read_model_config(critic.path or config.model.path, "critic.path")
+    ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
+    check_parallel(critic.parallel, model, ranks, "cluster.critic_ranks", "critic.parallel")
+    lengths = {
+        "data.max_prompt_tokens": config.data.max_prompt_tokens,
+        "rollout.max_new_tokens": config.rollout.max_new_tokens,
+    }
+    check_sequence_length(lengths, model, "critic")
+
+
 def check_sft(config: SFTConfig, world_size: int) -> None:
     """Checks everything about ``megarlhf sft`` that can be known before it starts.
 
@@ -190,14 +210,19 @@ def check_ranges(config: RLConfig | SFTConfig) -> None:
     """Counts are positive, probabilities are probabilities, and so on: `RANGES`."""
     values = {key: value for key, _, value in settings(config) if value is not None}
     defaults = {key: value for key, _, value in settings(type(config)())}
-    for wording, holds, keys in RANGES:
-        for key in keys:
-            if key in values and not holds(values[key]):
+    for wording, holds, names in RANGES:
+        for key in values:
+            if is_named(key, names) and not holds(values[key]):
                 raise UserError(
                     f"must be {wording}, got {values[key]}",
                     where=key,
                     fix=f"change {key}; the default is {json.dumps(defaults[key])}",
                 )
+
+
+def is_named(key: str, names: Sequence[str]) -> bool:
+    """Whether a setting has one of the names, by itself or as some model's: ``critic.optimizer.lr``."""
+    return any(key == name or key.endswith(f".{name}") for name in names)
 
 
 def check_rollout_batch(config: RLConfig) -> None:
@@ -216,9 +241,14 @@ def check_rollout_batch(config: RLConfig) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def read_model_config(path: str) -> dict[str, Any]:
-    """The parsed ``config.json`` of a Hugging Face model directory that also has weights."""
-    directory, key = Path(path), "model.path"
+def read_model_config(path: str, key: str = "model.path") -> dict[str, Any]:
+    """The parsed ``config.json`` of a Hugging Face model directory that also has weights.
+
+    Args:
+        path: The directory.
+        key: The setting that names it.
+    """
+    directory = Path(path)
     if not directory.is_dir():
         raise UserError(
             f"no such directory: {directory}",

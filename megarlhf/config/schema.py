@@ -222,6 +222,21 @@ class AlgorithmConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig:
+    """The critic, for algorithms that have one: a scalar head on a language or a reward model.
+
+    Its dtype is the actor's.
+    """
+
+    path: str | None = None  # Hugging Face directory, e.g. of the reward model; null: model.path
+    recompute: Literal["none", "selective", "full"] = "none"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
+    warmup_rollouts: int = 0  # first rollouts, from which only the critic learns
+    export: bool = False  # write it beside the model at the end
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length of the run and what happens along the way."""
 
@@ -245,6 +260,7 @@ class ClusterConfig:
     """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one."""
 
     actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp
+    critic_ranks: int | None = None  # processes of the critic; null: as many as the actor's
     cpus_per_rank: float = 1.0  # CPU machines; on GPU machines each rank takes one GPU
     threads_per_rank: int = 1  # torch threads of a CPU rank
     start_timeout_s: float = 600.0
@@ -270,6 +286,7 @@ class RLConfig:
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

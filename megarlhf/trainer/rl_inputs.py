@@ -70,6 +70,8 @@ def prepare(config: RLConfig) -> RLInputs:
     steps = config.train.steps
     if steps is None:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
+    if algorithm.needs_critic:
+        check_critic(config, tokenizer)
     reward = rewards_of(config.reward)
     reward.check()
     return RLInputs(
@@ -80,6 +82,25 @@ def prepare(config: RLConfig) -> RLInputs:
         eval_prompts=held_out,
         total_steps=steps,
     )
+
+
+def check_critic(config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The critic can be built, and reads the same tokens as the actor.
+
+    Raises:
+        UserError: It cannot, or its tokenizer is another one.
+    """
+    checks.check_critic(config)
+    path = config.critic.path
+    spec = ModelSpec.read_scalar(path or config.model.path)
+    ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
+    Topology.of(config.critic.parallel, ranks).layers_of(spec.num_layers, 0)
+    if path is not None and load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            "the critic's tokenizer is not the actor's: it would read other words in the same ids",
+            where="critic.path",
+            fix="start the critic from a model with the tokenizer of model.path",
+        )
 
 
 def read_language_model(path: str) -> ModelSpec:

@@ -5,33 +5,27 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from megarlhf.algo.filtering import groups_with_signal
-from megarlhf.algo.minibatches import minibatches
-from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
-from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine.actor_worker import ActorWorker
-from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
-from megarlhf.parallel import context
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.engine import EngineSettings, Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
+from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
 
 
 class RLRun:
-    """Actor ranks, engines, logs and counters of one run; a context manager that ends them all.
+    """Trained models, engines, logs and counters of one run; a context manager that ends them all.
 
     Args:
         config: The configuration.
@@ -60,13 +54,6 @@ class RLRun:
             max_new_tokens=config.rollout.max_new_tokens,
         )
         self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
-        self._loss = PolicyLoss(
-            inputs.algorithm,
-            config.algorithm,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_new_tokens,
-            sequence_sums=context.sequence_sums,
-        )
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -83,18 +70,19 @@ class RLRun:
             done_steps=self.step,
         )
         cluster, rollout = self.config.cluster, self.config.rollout
-        cpus = cluster.actor_ranks * cluster.cpus_per_rank
+        ranks = cluster.actor_ranks + critic_ranks(self.config, self.inputs.algorithm)
+        cpus = ranks * cluster.cpus_per_rank
         cpus += rollout.engines * rollout.tensor_parallel
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
             self.engines = EngineGroup(self.config, self._engine_settings())
-            self.actor = WorkerGroup(ActorWorker, self.config)
-            self.actor.start()
-            if checkpoint is not None:
-                self.actor.run("load", str(checkpoint.directory))
+            self.models = TrainedModels.on_ray(
+                self.config, self.inputs.algorithm, self.inputs.total_steps
+            )
+            self.models.start(None if checkpoint is None else checkpoint.directory)
             self.engines.start()
-            self.engines.connect(self.actor)
+            self.engines.connect(self.models.actor)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -112,7 +100,7 @@ class RLRun:
         """Bring the engines to the actor's weights; evaluate them if nothing is trained yet."""
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
-        self.engines.update(self.actor, self.step)
+        self.engines.update(self.models.actor, self.step)
         if self.step == 0 and self.inputs.eval_prompts:
             self._accuracy_before = self._evaluate()
             self.log.point(0, {"eval_accuracy": self._accuracy_before})
@@ -146,41 +134,22 @@ class RLRun:
         self._dropped += keep.count(False)
         return [group for group, kept in zip(groups, keep, strict=True) if kept]
 
-    def add_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
-        """Give the sequences the reference's and the old policy's log-probabilities, where wanted."""
-        if self.config.algorithm.kl_coef > 0:
-            values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
-            experience.add_field(sequences, "reference_logprobs", values)
-        if experience.needs_old_logprobs(self.config.algorithm):
-            values = self.actor.merged("logprobs", sequences, self._loss.temperature)
-            experience.add_field(sequences, "old_logprobs", values)
+    def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
+        self.models.add_predictions(sequences)
 
-    def update_actor(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
-        """Train the actor on a rollout: ``epochs`` times ``updates_per_rollout`` optimizer steps."""
-        algorithm, kl = self.config.algorithm, self.credit.kl
-        seed = f"{self.config.train.seed}-{self.step}-order"
-        steps = minibatches(
-            len(sequences), algorithm.updates_per_rollout, algorithm.epochs, seed=seed
-        )
-        loss = replace(self._loss, config=replace(algorithm, kl_coef=kl.value))
-        results = []
-        for number, chosen in enumerate(steps):
-            lr = learning_rate(
-                self.config.optimizer,
-                self.step * len(steps) + number,
-                self.inputs.total_steps * len(steps),
-            )
-            part = [sequences[index] for index in chosen]
-            results.append(self.actor.run("train", part, loss, lr)[0])
-        metrics = {name: sum(r[name] for r in results) / len(steps) for name in results[0]}
-        self._check(metrics)
-        metrics |= {"kl_coef": kl.value, **experience.largest_gap(sequences)}
-        kl.update(metrics["kl"], len(sequences))
-        return metrics
+    def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """Train the actor and the critic on a rollout."""
+        metrics = self.models.update(sequences, self.step, self.credit.kl.value)
+        self._check_finite(metrics)
+        if "kl" in metrics:
+            self._check_gap(metrics["logprob_gap"])
+            self.credit.kl.update(metrics["kl"], len(sequences))
+        return metrics | experience.largest_gap(sequences)
 
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
-        sent = self.engines.update(self.actor, self.step + 1)
+        sent = self.engines.update(self.models.actor, self.step + 1)
         return {"stream_bytes": float(sent)}
 
     def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
@@ -216,9 +185,8 @@ class RLRun:
             with self.log.progress.phase("evaluate", setup=True):
                 accuracy = self._evaluate()
             self.log.point(self.step, {"eval_accuracy": accuracy})
-        model = self.directory.path / "model"
         with self.log.progress.phase("export", setup=True):
-            self.actor.run("export", str(model))
+            model = self.models.export(self.directory.path)
         summary = {
             "accuracy_before": self._accuracy_before,
             "accuracy_after": accuracy,
@@ -252,14 +220,17 @@ class RLRun:
         rewards = [group[0].reward for group in groups if group[0].reward is not None]
         return sum(rewards) / len(rewards)
 
-    def _check(self, metrics: dict[str, float]) -> None:
-        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        suspects = ("loss", "grad_norm", "critic_loss", "critic_grad_norm")
+        broken = [name for name in suspects if not math.isfinite(metrics.get(name, 0.0))]
         if broken:
             raise UserError(
                 f"{' and '.join(broken)} of step {self.step + 1} is not a finite number",
                 fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
             )
-        gap, limit = metrics["logprob_gap"], self.config.algorithm.max_logprob_gap
+
+    def _check_gap(self, gap: float) -> None:
+        limit = self.config.algorithm.max_logprob_gap
         self._worst_gap = max(self._worst_gap, gap)
         if limit is not None and gap > limit:
             raise UserError(
@@ -270,7 +241,7 @@ class RLRun:
 
     def _save(self) -> None:
         directory = self.directory.begin_checkpoint(self.step)
-        self.actor.run("save", str(directory))
+        self.models.save(directory)
         self.directory.commit_checkpoint(
             directory,
             {
