@@ -81,6 +81,8 @@ def transformer_config(
         variable_seq_lengths=topology.pp > 1,  # packs differ in length
         moe_token_dispatcher_type="alltoall",  # variable lengths want it even without experts
         moe_grouped_gemm=_are_grouped(spec, topology, DTYPES[dtype], experts),
+        # Hugging Face's routers compute in float32, whatever the model does.
+        moe_router_dtype="fp64" if dtype == "float64" else "fp32",
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=aux_loss_coef,
         moe_z_loss_coeff=z_loss_coef or None,

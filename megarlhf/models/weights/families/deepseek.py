@@ -34,7 +34,7 @@ V2 = Family(
         "moe_ffn_hidden_size": Setting("moe_intermediate_size"),
         "moe_router_topk_scaling_factor": Setting("routed_scaling_factor", default=1.0),
     },
-    constants={**experts.CONSTANTS, **latent.CONSTANTS, "moe_router_pre_softmax": True},
+    constants={**common.CONSTANTS, **latent.CONSTANTS, "moe_router_pre_softmax": True},
     dims={**experts.SHARED_DIMS, **latent.DIMS},
     entries=(
         *common.EMBEDDING,
@@ -74,7 +74,7 @@ V3 = replace(
         "moe_router_group_topk": Setting("topk_group"),
     },
     constants={
-        **experts.CONSTANTS,
+        **common.CONSTANTS,
         **latent.CONSTANTS,
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,

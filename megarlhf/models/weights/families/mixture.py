@@ -12,7 +12,7 @@ MIXTRAL = Family(
         "moe_router_topk": Setting("num_experts_per_tok"),
         "moe_ffn_hidden_size": Setting("intermediate_size"),
     },
-    constants=experts.CONSTANTS,
+    constants=common.CONSTANTS,
     dims=experts.DIMS,
     entries=(
         *common.EMBEDDING,
@@ -56,7 +56,7 @@ QWEN2_MOE = Family(
         **QWEN_SETTINGS,
         "moe_shared_expert_intermediate_size": Setting("shared_expert_intermediate_size"),
     },
-    constants={**experts.CONSTANTS, "add_qkv_bias": True, "moe_shared_expert_gate": True},
+    constants={**common.CONSTANTS, "add_qkv_bias": True, "moe_shared_expert_gate": True},
     dims=experts.SHARED_DIMS,
     entries=(
         *common.EMBEDDING,
@@ -80,7 +80,7 @@ QWEN3_MOE = Family(
     architectures=("Qwen3MoeForCausalLM",),
     about="Qwen3 with many small experts",
     settings=QWEN_SETTINGS,
-    constants={**experts.CONSTANTS, "qk_layernorm": True},
+    constants={**common.CONSTANTS, "qk_layernorm": True},
     dims=experts.DIMS,
     entries=(
         *common.EMBEDDING,
