@@ -56,9 +56,3 @@ def _check_settings(settings: AlgorithmConfig) -> None:
             where="algorithm.correction_low",
             fix="lower it, or raise algorithm.correction_high",
         )
-    if settings.entropy_coef:
-        raise UserError(
-            "the entropy is computed without a gradient, so its bonus would do nothing",
-            where="algorithm.entropy_coef",
-            fix="set algorithm.entropy_coef=0",
-        )

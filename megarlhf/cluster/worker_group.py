@@ -4,6 +4,7 @@ from typing import Any
 
 import ray
 
+from megarlhf.cluster.failures import culprit
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.config.schema import RLConfig
 
@@ -71,7 +72,10 @@ def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
     left = list(references)
     while left:
         done, left = ray.wait(left, num_returns=1)
-        ray.get(done)
+        try:
+            ray.get(done)
+        except Exception as error:
+            raise culprit(error, left) from None
     return ray.get(references)
 
 

@@ -16,11 +16,13 @@ from megarlhf.config.layout_checks import (
     check_engine_heads,
     check_parallel,
     check_sequence_length,
+    check_shares,
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.reward_checks import check_reward
 from megarlhf.config.schema import (
+    ParallelConfig,
     RLConfig,
     SFTConfig,
 )
@@ -95,7 +97,6 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             "optimizer.eps",
             "reward.timeout_s",
-            "rollout.temperature",
             "algorithm.correction_high",
             "algorithm.kl_target",
             "algorithm.reward_clip",
@@ -105,6 +106,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "cluster.start_timeout_s",
             "cluster.stream_timeout_s",
         ),
+    ),
+    (
+        "at least 0.01, the coldest that vLLM samples at",
+        lambda number: number >= 0.01,
+        ("rollout.temperature",),
     ),
     (
         "greater than 0 and at most 1",
@@ -156,6 +162,7 @@ def check_rl(config: RLConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
     check_sequence_length(lengths, model)
+    check_rollout_shares(config, config.model.parallel, ranks)
 
 
 def check_critic(config: RLConfig) -> None:
@@ -173,6 +180,7 @@ def check_critic(config: RLConfig) -> None:
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
     check_sequence_length(lengths, model, "critic")
+    check_rollout_shares(config, critic.parallel, ranks)
 
 
 def check_sft(config: SFTConfig, world_size: int) -> None:
@@ -191,6 +199,14 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
+    check_shares(
+        config.train.batch_size,
+        "train.batch_size",
+        config.data.max_tokens,
+        config.model.parallel,
+        world_size,
+        config.train.micro_batch_tokens,
+    )
 
 
 # --- One configuration on its own ---------------------------------------------------------------
@@ -236,6 +252,19 @@ def check_rollout_batch(config: RLConfig) -> None:
             where="algorithm.updates_per_rollout",
             fix=f"use {any_of(nearest_divisors(samples, updates))}, or change the other two",
         )
+
+
+def check_rollout_shares(config: RLConfig, parallel: ParallelConfig, ranks: int) -> None:
+    """An update's samples can be dealt to a model's data-parallel ranks."""
+    rollout, updates = config.rollout, config.algorithm.updates_per_rollout
+    check_shares(
+        rollout.prompts_per_step * rollout.samples_per_prompt // updates,
+        "rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
+        config.data.max_prompt_tokens + rollout.max_new_tokens,
+        parallel,
+        ranks,
+        config.train.micro_batch_tokens,
+    )
 
 
 # --- Files --------------------------------------------------------------------------------------

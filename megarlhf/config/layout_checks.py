@@ -169,6 +169,44 @@ def check_world(parallel: ParallelConfig, world_size: int, world_name: str, key:
         )
 
 
+def check_shares(
+    sequences: int,
+    where: str,
+    longest: int,
+    parallel: ParallelConfig,
+    world_size: int,
+    micro_batch_tokens: int,
+) -> None:
+    """An optimizer step's sequences can be dealt to the data-parallel ranks, whatever their lengths.
+
+    Args:
+        sequences: How many they are; ``where`` names the settings that say so.
+        longest: Most tokens of one.
+        parallel: The layout, of ``world_size`` ranks.
+        micro_batch_tokens: ``train.micro_batch_tokens``.
+    """
+    ranks = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+    stride = ranks * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
+    each = " with interleaved pipeline stages" if stride > ranks else ""
+    if sequences < stride:
+        raise UserError(
+            f"{sequences} sequences an optimizer step are too few for {ranks} data-parallel "
+            f"ranks{each}",
+            where=where,
+            fix=f"make them {stride} or more, or use fewer ranks",
+        )
+    padding = 2 * parallel.context * (parallel.tensor if parallel.sequence else 1)
+    if sequences % stride and 2 * (longest + padding) > micro_batch_tokens:
+        raise UserError(
+            f"{sequences} sequences an optimizer step are not a multiple of {stride} ({ranks} "
+            f"data-parallel ranks{each}), and the longest do not fit in pairs into "
+            f"train.micro_batch_tokens={micro_batch_tokens}",
+            where=where,
+            fix=f"make them a multiple of {stride}, or train.micro_batch_tokens at least "
+            f"{2 * (longest + padding)}",
+        )
+
+
 def check_engine_heads(config: RLConfig, model: dict[str, Any]) -> None:
     """vLLM's tensor parallelism cuts the attention heads evenly."""
     heads, ranks = size_of(model, "num_attention_heads"), config.rollout.tensor_parallel

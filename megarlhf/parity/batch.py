@@ -48,15 +48,15 @@ def make_batch(
         max_length: Most tokens that a sequence may have.
         layouts: All that will run it.
         seed: Of ids and prompt lengths.
+        without: A token id that is left out: a model's padding, to whose embedding Hugging Face
+            gives no gradient as an input.
         with_targets: Give every token the `TARGET` of a scalar head.
-        without: An id that does not occur: of padding, for which Hugging Face's embedding has no
-            gradient.
         alone: Every sequence is a micro-batch, whatever the layout is.
     """
     rng = random.Random(seed)
+    ids = [number for number in range(vocab_size) if number != without]
     strides = [layout.dp * (layout.pp if layout.vpp > 1 else 1) for layout in layouts]
     count = math.lcm(len(LENGTHS), *strides)
-    ids = [token for token in range(vocab_size) if token != without]
     sequences = []
     for number in range(count):
         length = max(2, min(LENGTHS[number % len(LENGTHS)], max_length))

@@ -87,8 +87,8 @@ def run_parity(
     HuggingFaceFiles(spec.path)  # the weights are there
     settings.routing.check(spec)
     layouts = choose_layouts(settings, spec)
-    if settings.json is not None and not settings.json.parent.is_dir():
-        raise UserError(f"no such directory: {settings.json.parent}", where="--json")
+    if settings.json is not None:
+        _check_writable(settings.json)
     began, rows, failure = time.monotonic(), [], None
     table = Table([layout.name for layout in layouts], write)
     thresholds = Thresholds.of(settings.dtype, spec.hf_config, settings.tolerance)
@@ -116,6 +116,18 @@ def run_parity(
         return RANK_FAILED
     write(summary(rows, time.monotonic() - began) + "\n")
     return 0 if all(row.ok for row in rows) else OFF
+
+
+def _check_writable(file: Path) -> None:
+    """What takes minutes to measure has somewhere to go."""
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}",
+            where="--json",
+            fix="give a file in a directory that exists and that you can write to",
+        ) from None
 
 
 def choose_layouts(settings: Settings, spec: ModelSpec) -> list[Layout]:

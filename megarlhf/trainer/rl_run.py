@@ -44,7 +44,7 @@ class RLRun:
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
         self._tally = Tally()
-        self._saved_step = -1
+        self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
         self._sampling = Sampling(
             samples=config.rollout.samples_per_prompt,
@@ -92,7 +92,7 @@ class RLRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._exit.close()
+        self._exit.__exit__(kind, error, trace)
 
     # -- what the loop says -----------------------------------------------------------------------
 

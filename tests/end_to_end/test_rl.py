@@ -73,6 +73,39 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
     assert figures(out) == figures(whole_run)
 
 
+# Its worker's parent is the driver: the first call, for the evaluation before training, is a Ctrl-C.
+STOPS_THE_RUN = """
+import os, pathlib, signal
+def reward_func(queries, prompts, labels):
+    if not (mark := pathlib.Path(__file__).with_suffix(".done")).exists():
+        mark.touch()
+        os.kill(os.getppid(), signal.SIGINT)
+    return [float(len(query)) for query in queries]
+"""
+
+
+def test_a_run_stopped_before_its_first_step_and_one_that_loses_a_rank(
+    tmp_path, rl_command, run_cli
+):
+    reward, out = tmp_path / "stops.py", tmp_path / "run"
+    reward.write_text(STOPS_THE_RUN)
+    overrides = (*TP2, f"reward.function={reward}", "train.steps=50", "train.save_every=1")
+    command = rl_command(out, *overrides)
+    assert "stopped after step 0" in run_cli(command, status=130)
+
+    run = Started(command)
+    for line in run.process.stdout:
+        if line.startswith("step  2/"):
+            os.kill(run.named(b"ray::ActorWorker"), signal.SIGKILL)
+            break
+    _, errors = run.process.communicate(timeout=120)
+    assert run.process.returncode == 3, errors
+    assert "(ActorWorker) ended unexpectedly" in errors
+    assert "Traceback" not in errors
+    assert run.left() == []
+    assert (out / "checkpoints" / "step-00000002" / "trainer.json").is_file()
+
+
 def test_a_complete_run_is_left_alone(whole_run, rl_command, run_cli):
     before = (whole_run / "metrics.jsonl").read_bytes()
     text = run_cli(rl_command(whole_run, *TP2, f"train.steps={STEPS}"), timeout=60)
@@ -159,6 +192,11 @@ class Started:
                 break
             time.sleep(0.1)
         return left
+
+    def named(self, start: bytes) -> int:
+        """The process id of a descendant whose command line starts so."""
+        found = (f for f in self._marked() if _read(f / "cmdline").startswith(start))
+        return int(next(found).name)
 
     def count(self) -> int:
         return len(self._marked())

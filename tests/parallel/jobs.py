@@ -56,8 +56,8 @@ def shard_logprobs(rank, world, shards, targets, upstream, settings):
     logprobs, entropy = vocab_parallel_logprobs(
         logits, targets, group=dist.group.WORLD, with_entropy=True, **settings
     )
-    logprobs.backward(upstream)
-    return logprobs.detach(), entropy, logits.grad
+    torch.autograd.backward((logprobs, entropy), (upstream, upstream.flip(0)))
+    return logprobs.detach(), entropy.detach(), logits.grad
 
 
 def ring_attention(rank, world, tensors, lengths, scale, scoring=None):
