@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megarlhf.models.group_limited import GroupLimited
 from megarlhf.models.grouped_experts import GroupedExperts
 from megarlhf.parallel import device
 
@@ -16,6 +17,7 @@ from megatron.core.tensor_parallel.layers import (  # noqa: E402
     ColumnParallelLinear,
     RowParallelLinear,
 )
+from megatron.core.transformer import TransformerConfig  # noqa: E402
 from megatron.core.transformer.mlp import MLPSubmodules  # noqa: E402
 from megatron.core.transformer.moe import moe_utils, token_dispatcher  # noqa: E402
 from megatron.core.transformer.moe.experts import SequentialMLP  # noqa: E402
@@ -48,11 +50,28 @@ def mixture_spec(grouped: bool) -> ModuleSpec:
 class Router(TopKRouter):
     """Top-k router whose auxiliary losses weigh the same in every layout.
 
+    An expert bias (DeepSeek-V3, arXiv:2412.19437) is a parameter that is not trained, so that it is
+    loaded, exported and streamed as others are. It stays as it is, in float32: changing it changes
+    the policy.
+
     The load-balancing loss is a mean over the real tokens of the tensor-by-context group. To be divided
     with the loss, which is a sum, it is multiplied by those tokens. What megatron-core 0.16.1 multiplies
     by depends on whether a padding mask is given: the group's tokens, or one rank's, with which the
     gradient shrinks by the group's size. Here it is always the group's.
     """
+
+    def __init__(self, config: TransformerConfig, pg_collection: Any = None) -> None:
+        super().__init__(config=config, pg_collection=pg_collection)
+        if self.enable_expert_bias:
+            bias = self.expert_bias
+            del self.expert_bias  # a buffer
+            self.expert_bias = nn.Parameter(bias, requires_grad=False)
+        if config.moe_router_group_topk:
+            best = 1 if config.moe_router_score_function == "softmax" else 2
+            self.router_replay = GroupLimited(best)
+
+    def _apply_expert_bias(self, *_: Any, **__: Any) -> None:
+        """Count nothing, since the bias stays; megatron-core 0.16.1 also counts padding wrongly."""
 
     def routing(
         self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None

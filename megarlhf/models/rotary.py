@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from megarlhf.models.weights import rope
+
 
 @dataclass
 class PackedLayout:
@@ -23,6 +25,7 @@ class PackedLayout:
     max_length: int
     qkv_format: None = None
     cp_group: None = None
+    local_cp_size: None = None
 
 
 class PackedRotaryEmbedding(nn.Module):
@@ -50,21 +53,35 @@ class PackedRotaryEmbedding(nn.Module):
         return torch.cat((half, half), dim=-1)[:, None, None, :]
 
 
-def inverse_frequencies(hf_config: dict, head_dim: int) -> torch.Tensor:
+class LatentRotaryEmbedding(PackedRotaryEmbedding):
+    """The same for Megatron's latent attention, which has one of its own in every layer.
+
+    Args:
+        inverse_frequencies: fp32 [dim / 2].
+        scale: Of sine and cosine.
+    """
+
+    def __init__(self, inverse_frequencies: torch.Tensor, scale: float) -> None:
+        super().__init__(inverse_frequencies)
+        self.scale = scale
+
+    def forward(self, layout: PackedLayout, **_: Any) -> tuple[torch.Tensor, float]:
+        """Angles [T, 1, dim] for the packed positions, and the scale."""
+        return super().forward(layout)[:, 0], self.scale
+
+
+def frequencies(hf_config: dict, head_dim: int) -> tuple[torch.Tensor, float]:
     """RoPE's inverse frequencies as Hugging Face computes them, scaling included; fp32 [dim / 2].
 
-    Reads both the new (``rope_parameters``) and the old (``rope_theta``, ``rope_scaling``) keys.
+    And the factor of sine and cosine (YaRN's, Peng et al. 2023, arXiv:2309.00071; otherwise 1).
     """
-    parameters = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
-    theta = parameters.get("rope_theta", hf_config.get("rope_theta", 10000.0))
-    kind = parameters.get("rope_type", parameters.get("type", "default"))
-    if kind == "default":
-        return 1.0 / theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
+    found = rope.parameters(hf_config)
+    if found["rope_type"] == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+        return 1.0 / found["rope_theta"] ** exponents, 1.0
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     config = AutoConfig.for_model(**hf_config)
-    frequencies, attention_scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
-    if attention_scaling != 1.0:
-        raise ValueError(f"rope type {kind!r} scales attention, which is not supported")
-    return frequencies.to(torch.float32)
+    inverse, scale = ROPE_INIT_FUNCTIONS[found["rope_type"]](config, torch.device("cpu"))
+    return inverse.to(torch.float32), scale

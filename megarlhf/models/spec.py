@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from megarlhf.errors import UserError
 from megarlhf.models.weights import families
 from megarlhf.models.weights.families.common import scalar_head
-from megarlhf.models.weights.family import Entry, Family
+from megarlhf.models.weights.family import Entry, Family, Tensor
 from megarlhf.models.weights.operations import Shape
 
 DEFAULT_SCALAR_HEAD = "score"  # as AutoModelForSequenceClassification names it
@@ -70,6 +72,11 @@ class ModelSpec:
         """
         spec = cls.read(path)
         return spec if spec.scalar_head else cls.read(path, scalar_head=DEFAULT_SCALAR_HEAD)
+
+    @property
+    def full_config(self) -> dict:
+        """``config.json`` with what Hugging Face takes for absent keys."""
+        return self.family.fill(self.hf_config)
 
     @property
     def has_new_head(self) -> bool:
@@ -134,11 +141,7 @@ class ModelSpec:
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """The family's entries that this model has."""
-        entries = tuple(
-            entry
-            for entry in self.family.entries
-            if entry.only_if is None or self.settings[entry.only_if[0]] == entry.only_if[1]
-        )
+        entries = tuple(entry for entry in self.family.entries if entry.exists(self.settings))
         if self.scalar_head is None:
             return entries
         return tuple(
@@ -149,6 +152,17 @@ class ModelSpec:
     @cached_property
     def tensors(self) -> dict[str, Shape]:
         """Every Hugging Face tensor's shape by name: embedding, then layer by layer, then the head."""
+        return {name: tensor.resolve(self.dims) for name, (_, tensor) in self._sources.items()}
+
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """What a tensor is written in, in a checkpoint of ``dtype``.
+
+        What is not trained stays in float32: rounded, an expert bias would choose other experts.
+        """
+        return dtype if self._sources[name][0].trained else torch.float32
+
+    @cached_property
+    def _sources(self) -> dict[str, tuple[Entry, Tensor]]:
         layered = [entry for entry in self.entries if entry.per_layer]
         single = [entry for entry in self.entries if not entry.per_layer]
         before = [entry for entry in single if entry.parameter.startswith("embedding.")]
@@ -161,13 +175,13 @@ class ModelSpec:
             if self.has(entry, layer)
         ]
         order += [(entry, 0) for entry in after]
-        shapes: dict[str, Shape] = {}
+        sources: dict[str, tuple[Entry, Tensor]] = {}
         for entry, layer in order:
             for expert in range(self.num_experts if entry.per_expert else 1):
                 for tensor in entry.tensors:
                     name = tensor.name.format(layer=layer, expert=expert)
-                    shapes[name] = tensor.resolve(self.dims)
-        return shapes
+                    sources[name] = (entry, tensor)
+        return sources
 
 
 def _read_json(file: Path) -> dict:

@@ -111,6 +111,8 @@ class LayoutRun:
         """Every rank's copy of every rectangle: replicated parameters come several times."""
         for rank, file in enumerate(self._files):
             for parameter in parameters_of(self._spec, self._topology, rank):
+                if not parameter.trained:
+                    continue
                 local = file.get_tensor(names.gradient_key(parameter.chunk, parameter.name))
                 for piece in parameter.pieces:
                     name = parameter.sources[piece.source]

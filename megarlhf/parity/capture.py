@@ -74,6 +74,7 @@ def gradients(chunks: Sequence[nn.Module], wrapped: Sequence[Any]) -> dict[str, 
         gradient_key(chunk, name): parameter.main_grad.to("cpu", copy=True).contiguous()
         for chunk, module in enumerate(chunks)
         for name, parameter in module.named_parameters()
+        if parameter.requires_grad
     }
 
 

@@ -1,14 +1,16 @@
 """What the ranks run in the models' tests."""
 
+import errno
 from pathlib import Path
 
 import torch
 
 from megarlhf.config.schema import ModelConfig, ParallelConfig
 from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.errors import UserError
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights import export
+from megarlhf.models.weights import export, row_files
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
 
@@ -22,26 +24,30 @@ def load(rank, world, path, parallel, dtype="float32"):
 
 
 def load_and_export(rank, world, path, parallel, directory, dtype="float32", shard_bytes=None):
+    """With ``shard_bytes`` a bucket holds a third of a shard, so that tensors go in several."""
     engine = load(rank, world, path, parallel, dtype)
-    normal = export.SHARD_BYTES
-    export.SHARD_BYTES = shard_bytes or normal
+    normal = export.SHARD_BYTES, export.BUCKET_BYTES
+    if shard_bytes is not None:
+        export.SHARD_BYTES, export.BUCKET_BYTES = shard_bytes, shard_bytes // 3
     try:
         _export(engine, directory, dtype)
     finally:
-        export.SHARD_BYTES = normal
+        export.SHARD_BYTES, export.BUCKET_BYTES = normal
 
 
 def export_to_a_full_disk(rank, world, path, directory):
-    """Whether it was noticed."""
-    engine = load(rank, world, path, {})
-    normal, export.save_file = export.save_file, _fail
+    """The `UserError` that every rank raises; it is the last one's disk that is full."""
+    engine = load(rank, world, path, {"tensor": world})
+    normal = row_files.os.pwrite, export.SHARD_BYTES
+    row_files.os.pwrite = _fail if rank == world - 1 else normal[0]
+    export.SHARD_BYTES = 10_000
     try:
         _export(engine, directory, "float32")
-    except OSError:
-        return True
+    except UserError as error:
+        return str(error)
     finally:
-        export.save_file = normal
-    return False
+        row_files.os.pwrite, export.SHARD_BYTES = normal
+    return None
 
 
 def _export(engine, directory, dtype):
@@ -56,7 +62,7 @@ def _export(engine, directory, dtype):
 
 
 def _fail(*_, **__):
-    raise OSError("no space left on device")
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def logits_of(rank, world, path, lengths, token_ids):

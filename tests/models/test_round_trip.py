@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.models import jobs
 from tests.models.tiny import read_tensors
+from tests.models.zoo import write_model
 
 LAYOUTS = {
     "tp2": (2, {"tensor": 2}),
@@ -47,6 +48,19 @@ def test_export_writes_the_models_dtype(ranks, llama, tmp_path):
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
 
 
+def test_an_expert_bias_stays_as_it_is(ranks, tmp_path):
+    """Rounded, it would choose other experts."""
+    source, out = write_model("deepseek-v3", tmp_path / "model"), tmp_path / "out"
+    ranks.run(1, jobs.load_and_export, source, {}, out, "bfloat16")
+    theirs = read_tensors(source)
+    for name, tensor in read_tensors(out).items():
+        kept = name.endswith("e_score_correction_bias")
+        assert tensor.dtype == (torch.float32 if kept else torch.bfloat16)
+        assert torch.equal(tensor, theirs[name] if kept else theirs[name].bfloat16())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
+
+
 def test_shards_are_written_by_all_ranks_and_indexed(ranks, llama, tmp_path):
     """Shards of at most 10 kB: each embedding (101 x 32 x 4 bytes) is larger and has its own."""
     out = tmp_path / "out"
@@ -78,7 +92,8 @@ def test_a_directory_is_replaced_as_a_whole(ranks, llama, tmp_path):
         (llama / "pytorch_model.bin").unlink()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     written = {path.name for path in out.iterdir()}
-    assert written == {file.name for file in llama.iterdir()} | {"chat_template.jinja"}
+    given = {file.name for file in llama.iterdir()}
+    assert written == given | {"chat_template.jinja", "fingerprint.json"}
     config = json.loads((out / "config.json").read_text())
     assert config == json.loads((llama / "config.json").read_text())
 
@@ -87,5 +102,7 @@ def test_a_failed_export_leaves_the_directory_as_it_was(ranks, llama, tmp_path):
     out = tmp_path / "out"
     ranks.run(1, jobs.load_and_export, llama, {}, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    assert ranks.run(1, jobs.export_to_a_full_disk, llama, out) == [True]
+    refusals = ranks.run(2, jobs.export_to_a_full_disk, llama, out)
+    assert len(set(refusals)) == 1
+    assert refusals[0].startswith(f"{out}.partial: there is no space left")
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

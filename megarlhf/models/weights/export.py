@@ -1,26 +1,32 @@
 """Write the model as a Hugging Face checkpoint, in parallel: each rank writes whole shards.
 
-Shards are dealt to ranks; for each tensor of its shard the writer receives the rectangles it does
-not hold itself. A rank holds at most one shard at a time.
+Shards are dealt to ranks. A tensor goes to its shard's writer a few rows at a time, so that no rank
+ever holds more than a bucket of what is not its own; the writers' turns alternate, so that they write
+at the same time.
 """
 
-import json
-import shutil
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import nn
 
+from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights import fingerprint, publishing
+from megarlhf.models.weights.companions import copy_companions, write_config
 from megarlhf.models.weights.layout import Holding, holdings
+from megarlhf.models.weights.operations import Rect
+from megarlhf.models.weights.row_files import RowFiles, StoredTensor, full_disk_is_an_error
+from megarlhf.models.weights.safetensors_format import INDEX, Shard, index_of, plan_shards
 from megarlhf.parallel.topology import Topology
 
 SHARD_BYTES = 4 * 2**30
-# Everything in the source directory but weights is carried over: tokenizer, configs, templates.
-_WEIGHT_FILES = (".safetensors", ".safetensors.index.json", ".bin", ".pt", ".pth")
+BUCKET_BYTES = 32 * 2**20
 
 
 @torch.no_grad()
@@ -43,103 +49,163 @@ def export_huggingface(
         chunks: This rank's model chunks (not wrapped).
         directory: Where to; replaced if it exists.
         dtype: Of the written tensors.
+
+    Raises:
+        UserError: The disk is full.
     """
-    partial = directory.with_name(directory.name + ".partial")
-    if rank == 0:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    dist.barrier()
-    shards = _shards(spec, dtype)
+    tensors = {n: (spec.dtype_of(n, dtype), shape) for n, shape in spec.tensors.items()}
+    shards = plan_shards(tensors, SHARD_BYTES)
+    _on_first(rank, lambda: _prepare(directory, shards))
+    writer = _Writer(publishing.partial_of(directory), shards, topology.world)
     held = holdings(spec, topology)
     live = [dict(chunk.named_parameters()) for chunk in chunks]
-    for number, names in enumerate(shards):
-        writer = number % topology.world
-        tensors = {}
-        for name in names:
-            tensor = _assemble(name, held[name], spec, live, rank, writer, dtype)
-            if tensor is not None:
-                tensors[name] = tensor
-        if rank == writer:
-            file = partial / _file_name(number, len(shards))
-            save_file(tensors, file, metadata={"format": "pt"})
-    dist.barrier()
+    with writer.files:
+        for name, start, stop in writer.turns():
+            rows = _gather(
+                held[name], live, rank, writer.of(name), writer.tensor(name), start, stop
+            )
+            if rows is not None:
+                writer.write(name, start, rows)
+    prints = writer.all_prints()
+    _on_first(rank, lambda: _finish(spec, directory, shards, dtype, prints))
+
+
+def _on_first(rank: int, act: Callable[[], None]) -> None:
+    """Let the first rank act; the others wait, and fail with it."""
+    outcome: list[UserError | None] = [None]
     if rank == 0:
-        _write_companions(spec, partial, shards, dtype)
-        previous = directory.with_name(directory.name + ".previous")
-        if directory.exists():
-            shutil.rmtree(previous, ignore_errors=True)  # left by an export that was killed
-            directory.rename(previous)
-        partial.rename(directory)
-        shutil.rmtree(previous, ignore_errors=True)
-    dist.barrier()
+        try:
+            act()
+        except UserError as error:
+            outcome[0] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[0] is not None:
+        raise outcome[0]
 
 
-def _assemble(
-    name: str,
+class _Writer:
+    """Which rank writes what when; and this rank's writing."""
+
+    def __init__(self, directory: Path, shards: Sequence[Shard], world: int) -> None:
+        tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+        self.files = RowFiles(directory, tensors, writable=True)
+        self._shards_of = [shards[rank::world] for rank in range(world)]
+        self._rank_of = {
+            name: rank
+            for rank, mine in enumerate(self._shards_of)
+            for shard in mine
+            for name in shard.tensors
+        }
+        self._hashes: dict[str, fingerprint.Hash] = {}
+        self._failure: UserError | None = None
+
+    def of(self, name: str) -> int:
+        """The rank that writes a tensor."""
+        return self._rank_of[name]
+
+    def tensor(self, name: str) -> StoredTensor:
+        """What a tensor is."""
+        return self.files.tensors[name]
+
+    def turns(self) -> Iterator[tuple[str, int, int]]:
+        """Tensor, first row and the row behind the last, the writers taking turns."""
+        queues = [self._turns_of(mine) for mine in self._shards_of]
+        for together in itertools.zip_longest(*queues):
+            yield from (turn for turn in together if turn is not None)
+
+    def _turns_of(self, shards: Sequence[Shard]) -> Iterator[tuple[str, int, int]]:
+        for name, tensor in ((n, t) for shard in shards for n, t in shard.tensors.items()):
+            most = max(1, BUCKET_BYTES // max(tensor.row_bytes, 1))
+            for start in range(0, tensor.rows, most):
+                yield name, start, min(start + most, tensor.rows)
+
+    def write(self, name: str, start: int, rows: np.ndarray) -> None:
+        """Write rows, which come in their order; a full disk shows in `all_prints`."""
+        if self._failure is None:  # the others go on sending
+            try:
+                self.files.write_rows(name, start, rows)
+            except UserError as error:
+                self._failure = error
+        self._hashes.setdefault(name, fingerprint.Hash()).update(rows)
+
+    def all_prints(self) -> dict[str, fingerprint.TensorPrint]:
+        """Of every tensor; collective.
+
+        Raises:
+            UserError: A rank could not write.
+        """
+        mine = {}
+        for name, values in self._hashes.items():
+            tensor, digest = self.tensor(name), values.hexdigest()
+            dtype = fingerprint.name_of(tensor.dtype)
+            mine[name] = fingerprint.TensorPrint(dtype, tensor.shape, digest)
+        outcomes: list[Any] = [None] * len(self._shards_of)
+        dist.all_gather_object(outcomes, (mine, self._failure))
+        for _, failure in outcomes:
+            if failure is not None:
+                raise failure
+        return {name: found for prints, _ in outcomes for name, found in prints.items()}
+
+
+def _gather(
     parts: Sequence[Holding],
-    spec: ModelSpec,
-    live: Sequence[dict[str, nn.Parameter]],
+    live: Sequence[Mapping[str, nn.Parameter]],
     rank: int,
     writer: int,
-    dtype: torch.dtype,
-) -> torch.Tensor | None:
-    """The whole tensor on the writer; None elsewhere."""
+    tensor: StoredTensor,
+    start: int,
+    stop: int,
+) -> np.ndarray | None:
+    """Rows ``[start, stop)`` of a tensor as bytes on the writer; None elsewhere."""
     whole = None
+    if rank == writer:
+        whole = torch.empty((stop - start, *tensor.shape[1:]), dtype=tensor.dtype)
     for part in parts:
+        (top, bottom), *rest = part.piece.hf.ranges
+        first, last = max(top, start), min(bottom, stop)
+        if first >= last or rank not in (part.rank, writer):
+            continue
+        box = Rect(((first - start, last - start), *rest))
         if rank == part.rank:
-            local = live[part.chunk][part.parameter][part.piece.local.slices]
-            values = local.to(dtype).contiguous()
-        elif rank == writer:
+            begin = part.piece.local.ranges[0][0] - top
+            local = part.piece.local.along(0, begin + first, begin + last)
+            values = live[part.chunk][part.parameter][local.slices]
+            values = values.to(tensor.dtype).contiguous()
+            if rank != writer:
+                dist.send(values, writer)
+        else:
             device = next(iter(live[0].values())).device
-            values = torch.empty(part.piece.hf.shape, dtype=dtype, device=device)
-        if part.rank != writer and rank == part.rank:
-            dist.send(values, writer)
-        if part.rank != writer and rank == writer:
+            values = torch.empty(box.shape, dtype=tensor.dtype, device=device)
             dist.recv(values, part.rank)
-        if rank == writer:
-            if whole is None:
-                whole = torch.empty(spec.tensors[name], dtype=dtype)
-            whole[part.piece.hf.slices].copy_(values)
-    return whole
+        if whole is not None:
+            whole[box.slices].copy_(values)
+    if whole is None:
+        return None
+    return whole.view(stop - start, -1).view(torch.uint8).numpy()
 
 
-def _shards(spec: ModelSpec, dtype: torch.dtype) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, shape in spec.tensors.items():
-        nbytes = dtype.itemsize * torch.Size(shape).numel()
-        if shards[-1] and size + nbytes > SHARD_BYTES:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    return shards
+def _prepare(directory: Path, shards: Sequence[Shard]) -> None:
+    """Make files of their full size, with headers."""
+    publishing.check_space(directory, sum(shard.nbytes for shard in shards))
+    partial = publishing.begin(directory)
+    with full_disk_is_an_error(directory):
+        for shard in shards:
+            with (partial / shard.file).open("wb") as file:
+                file.write(shard.header)
+                file.truncate(shard.nbytes)
 
 
-def _file_name(number: int, count: int) -> str:
-    return (
-        "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-    )
-
-
-def _write_companions(
-    spec: ModelSpec, directory: Path, shards: Sequence[Sequence[str]], dtype: torch.dtype
+def _finish(
+    spec: ModelSpec,
+    directory: Path,
+    shards: Sequence[Shard],
+    dtype: torch.dtype,
+    prints: Mapping[str, fingerprint.TensorPrint],
 ) -> None:
-    for file in spec.path.iterdir():
-        if file.is_file() and file.name != "config.json" and not file.name.endswith(_WEIGHT_FILES):
-            shutil.copy2(file, directory / file.name)
-    config = spec.export_config
-    config["torch_dtype" if "torch_dtype" in config else "dtype"] = str(dtype).split(".")[1]
-    (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    partial = publishing.partial_of(directory)
+    copy_companions(spec, partial)
+    write_config(spec, partial, dtype)
+    fingerprint.write(partial, prints)
     if len(shards) > 1:
-        total = sum(dtype.itemsize * torch.Size(shape).numel() for shape in spec.tensors.values())
-        index = {
-            "metadata": {"total_size": total},
-            "weight_map": {
-                name: _file_name(number, len(shards))
-                for number, names in enumerate(shards)
-                for name in names
-            },
-        }
-        file = directory / "model.safetensors.index.json"
-        file.write_text(json.dumps(index, indent=2) + "\n")
+        (partial / INDEX).write_text(index_of(shards))
+    publishing.publish(directory)

@@ -1,80 +1,80 @@
-"""Load a Hugging Face checkpoint: every rank reads only its own slices of the safetensors files."""
+"""Load a checkpoint: every rank reads only its own slices of the files.
 
-import json
+A Hugging Face directory, or what `tools/checkpoint_convert` made of one: Megatron's format beside the
+same ``config.json``.
+"""
+
+import logging
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights import fingerprint
+from megarlhf.models.weights.finite import is_finite
+from megarlhf.models.weights.huggingface_files import HuggingFaceFiles
 from megarlhf.models.weights.layout import parameters_of
+from megarlhf.models.weights.megatron_files import MegatronFiles, is_megatron
 from megarlhf.parallel.topology import Topology
 
+logger = logging.getLogger(__name__)
 
-class HuggingFaceFiles:
-    """The tensors of a Hugging Face directory, by name, opened lazily.
+WeightFiles = HuggingFaceFiles | MegatronFiles
+
+
+def open_weights(spec: ModelSpec) -> WeightFiles:
+    """The tensors in a model's directory, of whatever format it is.
 
     Raises:
-        UserError: No safetensors files, or an index that does not parse or names a missing file.
+        UserError: There are none, or half of a checkpoint.
     """
+    if is_megatron(spec.path):
+        return MegatronFiles(spec.path, spec)
+    return HuggingFaceFiles(spec.path)
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._open: dict[Path, Any] = {}
-        self.file_of = self._find()
 
-    def _find(self) -> dict[str, Path]:
-        index = self.directory / "model.safetensors.index.json"
-        if index.is_file():
-            try:
-                names = json.loads(index.read_text())["weight_map"]
-            except (ValueError, KeyError) as error:
-                raise UserError(f"the index does not parse: {error!r}", where=str(index)) from None
-            missing = sorted({f for f in names.values() if not (self.directory / f).is_file()})
-            if missing:
-                raise UserError(
-                    f"shards named by the index are missing: {', '.join(missing)}",
-                    where=str(index),
-                    fix="copy the missing files into the directory",
-                )
-            return {name: self.directory / file for name, file in names.items()}
-        files = sorted(self.directory.glob("*.safetensors"))
-        if not files:
-            raise UserError("there are no safetensors files", where=str(self.directory))
-        return {name: file for file in files for name in self._handle(file).keys()}  # noqa: SIM118
+def check_names(spec: ModelSpec, files: WeightFiles) -> None:
+    """The files hold the model's tensors, each of its shape, and no others.
 
-    def _handle(self, file: Path) -> Any:
-        if file not in self._open:
-            try:
-                self._open[file] = safe_open(file, framework="pt")
-            except SafetensorError as error:
-                raise UserError(
-                    f"not a whole safetensors file ({error})",
-                    where=str(file),
-                    fix="copy or download it again",
-                ) from None
-        return self._open[file]
-
-    def slice_of(self, name: str) -> Any:
-        """A lazily read tensor: index it to read only those bytes."""
-        if name not in self.file_of:
+    Raises:
+        UserError: A tensor is missing, has another shape than the configuration says, or is unknown.
+    """
+    for name, expected in spec.tensors.items():
+        if name not in files.tensors:
+            if spec.has_new_head and name == f"{spec.scalar_head}.weight":
+                continue
             raise UserError(
                 f"the tensor {name} is missing",
-                where=str(self.directory),
+                where=str(files.directory),
                 fix="check that config.json and the weights belong together",
             )
-        file = self.file_of[name]
-        try:
-            return self._handle(file).get_slice(name)
-        except SafetensorError as error:
+        shape = files.tensors[name].shape
+        if shape != expected:
             raise UserError(
-                f"the tensor {name} cannot be read, though the index says it is here ({error})",
-                where=str(file),
-                fix="copy the index and its shards again, from one place",
-            ) from None
+                f"the tensor {name} has shape {shape}, config.json implies {expected}",
+                where=files.where(name),
+                fix="check that config.json and the weights belong together",
+            )
+    unknown = [n for n in files.tensors if n not in spec.tensors and not _is_ignored(spec, n)]
+    if unknown:
+        more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+        raise UserError(
+            f"unexpected tensors, which config.json does not imply: {', '.join(unknown[:3])}{more}",
+            where=files.where(unknown[0]),
+            fix="check that config.json and the weights belong together, or remove the tensors",
+        )
+
+
+def _is_ignored(spec: ModelSpec, name: str) -> bool:
+    """Tensors that Hugging Face's model of this configuration does not use either."""
+    if name.endswith(".rotary_emb.inv_freq"):  # computed; old checkpoints have it
+        return True
+    if name == "lm_head.weight":
+        return spec.tied or spec.scalar_head is not None
+    layer = name.removeprefix("model.layers.").split(".")[0]
+    is_draft = layer.isdigit() and int(layer) >= spec.num_layers  # multi-token prediction
+    return is_draft and bool(spec.hf_config.get("num_nextn_predict_layers"))
 
 
 @torch.no_grad()
@@ -83,6 +83,8 @@ def load_huggingface(
 ) -> None:
     """Set this rank's parameters from the spec's directory, reading only what it holds.
 
+    Where the directory has a fingerprint, the tensors are checked against it, each by one rank.
+
     Args:
         spec: The model.
         topology: Its layout.
@@ -90,9 +92,11 @@ def load_huggingface(
         chunks: This rank's model chunks (not wrapped).
 
     Raises:
-        UserError: A tensor is missing or has another shape than the configuration says.
+        UserError: See `check_names`; or a tensor is not the one that the fingerprint was taken of.
     """
-    files = HuggingFaceFiles(spec.path)
+    files = open_weights(spec)
+    check_names(spec, files)
+    check_share(files, list(spec.tensors)[rank :: topology.world])
     live = [dict(chunk.named_parameters()) for chunk in chunks]
     for parameter in parameters_of(spec, topology, rank):
         target = live[parameter.chunk].pop(parameter.name)
@@ -103,23 +107,35 @@ def load_huggingface(
             )
         target.zero_()  # padding stays zero
         is_new = spec.has_new_head and parameter.sources == (f"{spec.scalar_head}.weight",)
-        if is_new and parameter.sources[0] not in files.file_of:
+        if is_new and parameter.sources[0] not in files.tensors:
             _initialize_head(target)
             continue
         for piece in parameter.pieces:
             name = parameter.sources[piece.source]
-            source = files.slice_of(name)
-            expected = spec.tensors[name]
-            if tuple(source.get_shape()) != expected:
-                raise UserError(
-                    f"the tensor {name} has shape {tuple(source.get_shape())}, "
-                    f"config.json implies {expected}",
-                    where=str(files.file_of[name]),
-                )
-            target[piece.local.slices].copy_(source[piece.hf.slices])
+            values = files.slice_of(name)[piece.hf.slices]
+            if not is_finite(values):
+                logger.warning("%s: the tensor %s has NaN or Inf in it", files.where(name), name)
+            target[piece.local.slices].copy_(values)
     left = [name for names in live for name in names]
     if left:
         raise ValueError(f"parameters without an entry in the layout map: {left}")
+
+
+def check_share(files: WeightFiles, names: Sequence[str]) -> None:
+    """Some of the tensors are those that the directory's fingerprint, if there is one, was taken of.
+
+    Raises:
+        UserError: One is not.
+    """
+    expected = fingerprint.read(files.directory)
+    if expected is None:
+        return
+    with files.rows() as rows:
+        for name in names:
+            if name in files.tensors:
+                fingerprint.check(
+                    name, fingerprint.of_rows(rows, name), expected.get(name), files.directory
+                )
 
 
 def _initialize_head(weight: torch.Tensor) -> None:
