@@ -5,7 +5,7 @@ Plain classes: Ray runs one in each process, and so could torchrun.
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -20,6 +20,9 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
 
 
 class ModelWorker:
@@ -61,7 +64,11 @@ class ModelWorker:
     def start(self, host: str, port: int) -> None:
         """Join the other ranks, then `build`."""
         join_world(self.rank, self.world, host, port)
-        self._groups = make_groups(self.topology, self.config.train.seed)
+        self.start_with(make_groups(self.topology, self.config.train.seed))
+
+    def start_with(self, groups: "ProcessGroupCollection") -> None:
+        """Build on ranks that have joined each other; models of one layout may share its groups."""
+        self._groups = groups
         self.build()
 
     def new_engine(self, spec: ModelSpec, **kwargs: Any) -> ModelEngine:
