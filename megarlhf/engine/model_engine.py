@@ -298,7 +298,7 @@ class ModelEngine:
             return output, lambda output, **kwargs: consume(output, batch, **kwargs)
 
         iterators = [iter(batches) for _ in self.wrapped]
-        return get_forward_backward_func()(
+        outputs = get_forward_backward_func()(
             forward_step_func=forward_step,
             data_iterator=iterators if len(iterators) > 1 else iterators[0],
             model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
@@ -308,6 +308,12 @@ class ModelEngine:
             forward_only=forward_only,
             collect_non_loss_data=forward_only,
         )
+        if self.spec.num_experts:
+            from megarlhf.models.mixture import forget_last_pass
+
+            for chunk in self._chunks:
+                forget_last_pass(chunk)
+        return outputs
 
     def _padding_mask(self, batch: MicroBatch, model: Any) -> torch.Tensor | None:
         """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""

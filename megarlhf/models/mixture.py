@@ -133,6 +133,18 @@ class _GroupLimited:
         return limited.topk(topk, dim=-1)
 
 
+def forget_last_pass(model: nn.Module) -> None:
+    """Drop the routing weights that megatron-core 0.16.1's dispatchers keep, and with them their graph.
+
+    The graph leads to the parameters' hooks and so back to the model: a cycle through C++ that Python
+    never collects. The model would outlive its last user, with its process groups and their threads.
+    """
+    for module in model.modules():
+        dispatcher = getattr(module, "token_dispatcher", None)
+        if dispatcher is not None:
+            dispatcher.probs = None
+
+
 def _prepare_for_cpu() -> None:
     """Where megatron-core 0.16.1 takes Transformer Engine, CUDA or NCCL for granted."""
     if device.prepare().type != "cpu":

@@ -138,3 +138,25 @@ def test_auxiliary_losses_weigh_the_same_in_every_layout(ranks, models, family, 
     for mine, theirs in zip(ours, expected, strict=True):
         assert mine["loss"] == pytest.approx(theirs["loss"], rel=2e-6)
         assert mine["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-6)
+
+
+def train_and_leave(rank, world, path, parallel):
+    engine = jobs.build(rank, world, path, parallel)
+    sequences = jobs.make_sequences(engine.spec.vocab_size, LENGTHS)
+    jobs.train(engine, sequences, 1)
+    engine.logprobs(sequences)
+
+
+def count_threads(rank, world):
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("family", "parallel"), [("qwen2-moe", {"expert": 2}), ("qwen3-moe", {"expert": 2})]
+)
+def test_a_mixture_leaves_no_process_group_behind(ranks, models, family, parallel):
+    """A rank of the pool lives on: every group that a model kept would leave it threads that spin."""
+    before = ranks.run(2, count_threads)
+    ranks.run(2, train_and_leave, models[family], parallel)
+    after = ranks.run(2, count_threads)
+    assert all(now <= then + 2 for now, then in zip(after, before, strict=True))
