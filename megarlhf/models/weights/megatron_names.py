@@ -76,8 +76,9 @@ class GlobalParameter:
 
     @property
     def extra_state(self) -> str | None:
-        """Key of the empty object that a linear layer has beside its weight."""
-        if not _HAS_EXTRA_STATE.search(self.key):
+        """Key of the empty object that a linear layer has beside its weight, if it is cut."""
+        is_cut = self.operation.partition_dim is not None
+        if not is_cut or not _HAS_EXTRA_STATE.search(self.key):
             return None
         module = self.key.removesuffix("weight") + "_extra_state"
         index, axes = self.index or (0,), self.axes or (1,)
