@@ -49,12 +49,14 @@ def export_huggingface(
         rank: This rank.
         chunks: This rank's model chunks (not wrapped).
         directory: Where to; replaced if it exists.
-        dtype: Of the written tensors.
+        dtype: Of the written tensors; those that are not trained stay as they are, fp32.
 
     Raises:
         UserError: The disk is full.
     """
-    shards = plan_shards({n: (dtype, shape) for n, shape in spec.tensors.items()}, SHARD_BYTES)
+    kept = _kept(spec)
+    dtypes = {name: torch.float32 if name in kept else dtype for name in spec.tensors}
+    shards = plan_shards({n: (dtypes[n], shape) for n, shape in spec.tensors.items()}, SHARD_BYTES)
     on_first(lambda: publishing.create(directory, shards))
     writer = _Writer(publishing.partial_of(directory), shards, topology.world)
     held = holdings(spec, topology)
@@ -68,6 +70,17 @@ def export_huggingface(
                 writer.write(name, start, rows)
     prints = writer.all_prints()
     on_first(lambda: _finish(spec, directory, shards, dtype, prints))
+
+
+def _kept(spec: ModelSpec) -> set[str]:
+    """Tensors that are not trained (DeepSeek-V3's expert biases)."""
+    return {
+        tensor.name.format(layer=layer)
+        for entry in spec.entries
+        if not entry.trained
+        for tensor in entry.tensors
+        for layer in range(spec.num_layers)
+    }
 
 
 class _Writer:
