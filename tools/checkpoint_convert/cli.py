@@ -14,7 +14,7 @@ from megarlhf.errors import UserError
 from tools.checkpoint_convert import dry_run
 from tools.checkpoint_convert.checkpoints import HUGGING_FACE, MEGATRON, Checkpoint, open_checkpoint
 from tools.checkpoint_convert.comparison import compare, nbytes_of
-from tools.checkpoint_convert.conversion import Conversion, share
+from tools.checkpoint_convert.conversion import Conversion, place, share
 from tools.checkpoint_convert.description import describe, describe_plan
 from tools.checkpoint_convert.layouts import topology_of
 from tools.checkpoint_convert.progress import bar
@@ -126,10 +126,10 @@ def _to_huggingface(options: argparse.Namespace) -> int:
 
 
 def _convert(source: Checkpoint, target: Target, options: argparse.Namespace) -> int:
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    is_ours = world > 1 and not dist.is_initialized()
-    if is_ours:  # torchrun's
+    under_torchrun = "RANK" in os.environ and not dist.is_initialized()
+    if under_torchrun:
         dist.init_process_group("gloo")
+    rank, world = place()
     if rank == 0 and source.left_out:
         print(f"left out, as the model does not use them: {', '.join(source.left_out)}")
     mine = sum(target.tensors[name].nbytes for name in share(target.tensors, rank, world))
@@ -137,7 +137,7 @@ def _convert(source: Checkpoint, target: Target, options: argparse.Namespace) ->
         Conversion(source, target, options.out).run(resume=options.resume, progress=progress)
     if rank == 0:
         print(f"{options.out}: {len(target.tensors):,} tensors, {target.nbytes:,} bytes")
-    if is_ours:
+    if under_torchrun:
         dist.destroy_process_group()
     return 0
 

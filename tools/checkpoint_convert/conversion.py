@@ -52,7 +52,7 @@ class Conversion:
             UserError: See `megarlhf.models.weights.loading.check_names`; a tensor is not what the
                 source's fingerprint says; the directory exists; the disk is full.
         """
-        rank, world = _place()
+        rank, world = place()
         partial = publishing.partial_of(self.out)
         journal = Journal(partial, rank)
         on_first(lambda: self._begin(journal, resume=resume))
@@ -130,5 +130,6 @@ def share(tensors: Mapping[str, StoredTensor], rank: int, world: int) -> list[st
     return [name for name in tensors if name in mine]
 
 
-def _place() -> tuple[int, int]:
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
