@@ -19,6 +19,7 @@ from megarlhf.models.weights.finite import bytes_are_finite
 from megarlhf.models.weights.first_rank import on_first
 from megarlhf.models.weights.row_files import RowFiles, StoredTensor
 from tools.checkpoint_convert.checkpoints import Checkpoint
+from tools.checkpoint_convert.flushing import Flusher
 from tools.checkpoint_convert.journal import Journal, stamps
 from tools.checkpoint_convert.targets import Target
 
@@ -61,6 +62,7 @@ class Conversion:
         with (
             self.source.files.rows() as source,
             RowFiles(partial, self.target.tensors, writable=True) as target,
+            Flusher(target) as flusher,
         ):
             for name in share(self.target.tensors, rank, world):
                 if name in done and fingerprint.of_rows(target, name) == done[name]:
@@ -70,6 +72,7 @@ class Conversion:
                 if expected:
                     fingerprint.check(name, found, expected.get(name), self.source.directory)
                 journal.add(name, found)
+                flusher.wrote(self.target.tensors[name].nbytes)
         if world > 1:
             dist.barrier()
         on_first(lambda: self._finish(journal))

@@ -4,6 +4,7 @@ From shapes alone: the files that Megatron's ranks would write under a layout, a
 of each Hugging Face tensor go.
 """
 
+import functools
 import io
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -180,6 +181,7 @@ def _dtypes_by_key(
     return found
 
 
+@functools.cache
 def _empty_object() -> bytes:
     """What Megatron saves where a module has nothing to say: an archive of ``[None]``."""
     content = io.BytesIO()
