@@ -65,7 +65,8 @@ MODELS = {
 }
 LAYOUT = ("--tp", "2", "--pp", "2")
 
-# Each prints the seconds of its work and the most anonymous memory above the interpreter with torch.
+# Each prints the seconds of its work, imports left out, and the most anonymous memory above that of the
+# interpreter with torch, imports counted.
 _MEASURE = """
 import resource, sys, threading, time
 import torch
@@ -84,6 +85,7 @@ def watch():
         peak = max(peak, anonymous())
 
 threading.Thread(target=watch, daemon=True).start()
+{imports}
 began = time.perf_counter()
 {work}
 seconds = time.perf_counter() - began
@@ -92,6 +94,7 @@ print("measured", seconds, max(peak, anonymous()) - floor)
 """
 _COPY = """
 import os, shutil
+# begin
 shutil.copytree({source!r}, {out!r})
 for name in os.listdir({out!r}):
     descriptor = os.open(os.path.join({out!r}, name), os.O_RDONLY)
@@ -100,11 +103,13 @@ for name in os.listdir({out!r}):
 """
 _CONVERT = """
 from tools.checkpoint_convert.cli import main
+# begin
 assert main({arguments!r}) == 0
 """
 _TRANSFORMERS = """
 import os
 from transformers import AutoModelForCausalLM
+# begin
 AutoModelForCausalLM.from_pretrained({source!r}, dtype="bfloat16").save_pretrained({out!r})
 for name in os.listdir({out!r}):
     descriptor = os.open(os.path.join({out!r}, name), os.O_RDONLY)
@@ -163,8 +168,13 @@ def measure(model: str, directory: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def run_apart(work: str) -> tuple[float, float]:
-    """Seconds and peak bytes of some work in a process of its own, its modules loaded anew."""
-    command = [sys.executable, "-c", _MEASURE.format(work=work)]
+    """Seconds and peak bytes of some work in a process of its own.
+
+    Args:
+        work: Code; what stands before a line ``# begin`` is imports.
+    """
+    imports, _, work = work.rpartition("# begin")
+    command = [sys.executable, "-c", _MEASURE.format(imports=imports, work=work)]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     line = next(line for line in done.stdout.splitlines() if line.startswith("measured"))
     _, seconds, peak = line.split()

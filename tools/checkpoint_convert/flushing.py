@@ -1,4 +1,4 @@
-"""Bring what is written to the disk while more is read, so that there is little to wait for at the end."""
+"""Bring what is written to the disk while more is read: there is little to wait for at the end."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
