@@ -168,7 +168,7 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
-    model = read_model_config(config.model.path)
+    model = read_model_config(config.model.path, takes_megatron=True)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
 
@@ -216,8 +216,11 @@ def check_rollout_batch(config: RLConfig) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def read_model_config(path: str) -> dict[str, Any]:
-    """The parsed ``config.json`` of a Hugging Face model directory that also has weights."""
+def read_model_config(path: str, *, takes_megatron: bool = False) -> dict[str, Any]:
+    """The parsed ``config.json`` of a Hugging Face model directory that also has weights.
+
+    With ``takes_megatron`` these may be what `tools/checkpoint_convert` made of them.
+    """
     directory, key = Path(path), "model.path"
     if not directory.is_dir():
         raise UserError(
@@ -233,7 +236,8 @@ def read_model_config(path: str) -> dict[str, Any]:
             where=key,
             fix="give the directory of a Hugging Face checkpoint",
         )
-    if not any(directory.glob("*.safetensors")):
+    is_megatron = (directory / "metadata.json").is_file()
+    if not any(directory.glob("*.safetensors")) and not (is_megatron and takes_megatron):
         raise UserError(
             f"no *.safetensors in {directory}",
             where=key,

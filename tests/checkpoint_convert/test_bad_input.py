@@ -300,5 +300,8 @@ def test_the_wrong_direction(whole, tmp_path, capsys):
 def test_an_index_that_names_a_missing_shard(copy, capsys):
     index = {"weight_map": dict.fromkeys(load_file(copy / "hf/model.safetensors"), "gone")}
     (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
-    said = refusal(capsys, "hf-to-megatron", "--hf", copy / "hf", "--out", copy / "out")
-    assert "shards named by the index are missing: gone" in said
+    to = ("hf-to-megatron", "--hf", copy / "hf", "--out", copy / "out")
+    assert "shards named by the index are missing: gone" in refusal(capsys, *to)
+    index = {"weight_map": {NORM: "../megatron/common.pt"}}
+    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    assert "not beside it: ../megatron/common.pt" in refusal(capsys, *to)

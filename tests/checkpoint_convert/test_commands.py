@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from benchmarks.convert import MODELS, run_apart, write_random_model
+from megarlhf.config.checks import read_model_config
+from megarlhf.errors import UserError
 from megarlhf.models.weights import fingerprint
 from tests.checkpoint_convert.models import convert, write_random
 from tests.models.tiny import read_tensors
@@ -105,6 +107,13 @@ def test_verify_names_what_differs(source, megatron, tmp_path, capsys):
     assert status == 1
     assert "model.norm.weight: bfloat16 [32] in the first, float32 [32] in the second" in said
     assert "model.layers.2.input_layernorm.weight: only in the second" in said
+
+
+def test_fine_tuning_takes_a_converted_directory(megatron):
+    """What samples with vLLM needs Hugging Face's."""
+    assert read_model_config(str(megatron), takes_megatron=True)["num_hidden_layers"] == 2
+    with pytest.raises(UserError, match=r"no \*\.safetensors"):
+        read_model_config(str(megatron))
 
 
 def test_a_fingerprint_does_not_depend_on_the_order(source):

@@ -1,12 +1,13 @@
 """Hugging Face to Megatron and back, bit by bit, for every family and layout; one process."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights import fingerprint
+from megarlhf.models.weights import fingerprint, megatron_metadata, megatron_names
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel.topology import Topology
@@ -119,6 +120,31 @@ def test_a_reward_model_keeps_its_head(tmp_path):
     convert("hf-to-megatron", "--hf", source, "--out", tmp_path / "m", "--tp", 2, "--pp", 2)
     convert("megatron-to-hf", "--megatron", tmp_path / "m", "--out", tmp_path / "back")
     assert_same(tmp_path / "back", source)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "deepseek-v3"])
+def test_norms_in_linears_as_with_transformer_engine(models, tmp_path, family):
+    """Their names are Transformer Engine's; the metadata is rewritten, as there is none here."""
+    megatron = tmp_path / "megatron"
+    convert("hf-to-megatron", "--hf", models[family], "--out", megatron, "--pp", 2)
+    content = megatron_metadata.read(megatron)
+    names = {own: fused for fused, own in megatron_names._FUSED_NORMS.items()}
+    is_latent = family == "deepseek-v3"
+    if is_latent:  # its attention's norm is a module, and the experts' is
+        del names["input_layernorm.weight"], names["pre_mlp_layernorm.weight"]
+
+    def fuse(key):
+        own = next((own for own in names if key.endswith(f".{own}")), None)
+        return key if own is None else key.removesuffix(own) + names[own]
+
+    content.state_dict_metadata = {fuse(k): v for k, v in content.state_dict_metadata.items()}
+    content.storage_data = {
+        replace(index, fqn=fuse(index.fqn)): place for index, place in content.storage_data.items()
+    }
+    assert any("layer_norm_weight" in key for key in content.state_dict_metadata)
+    megatron_metadata.write(megatron, content, {})
+    convert("megatron-to-hf", "--megatron", megatron, "--out", tmp_path / "back")
+    assert_same(tmp_path / "back", models[family])
 
 
 def test_several_shards_are_indexed(models, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from megarlhf.parallel.topology import Topology
 from tests.checkpoint_convert import jobs
 from tests.checkpoint_convert.models import convert, write_random
 from tests.checkpoint_convert.test_round_trip import assert_same
+from tests.models.jobs import load_and_export
 from tests.models.zoo import write_model
 
 CASES = {  # written under the first layout, loaded and saved under the second
@@ -86,3 +87,20 @@ def test_processes_share_a_conversion(ranks, tmp_path):
         assert ranks.run(2, jobs.convert_together, *arguments) == [0, 0]
     assert_same(tmp_path / "back", source)
     assert ranks.run(2, jobs.convert_together, *back) == [2, 2]  # it is there already
+
+
+def test_what_is_not_trained_is_exported_as_it_was(ranks, tmp_path):
+    """DeepSeek-V3's expert biases are fp32 in a bf16 model; such a mixture converts, too."""
+    source, exported = (
+        write_random(tmp_path / "hf", "deepseek-v3", dtype=torch.float32),
+        tmp_path / "e",
+    )
+    ranks.run(1, load_and_export, source, {}, exported, "bfloat16")
+    before = load_file(source / "model.safetensors")
+    for name, tensor in load_file(exported / "model.safetensors").items():
+        dtype = torch.float32 if name.endswith("correction_bias") else torch.bfloat16
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, before[name].to(dtype))
+    convert("hf-to-megatron", "--hf", exported, "--out", tmp_path / "m", "--tp", 2)
+    convert("megatron-to-hf", "--megatron", tmp_path / "m", "--out", tmp_path / "back")
+    assert_same(tmp_path / "back", exported)

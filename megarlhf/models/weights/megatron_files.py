@@ -14,7 +14,7 @@ from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights import megatron_metadata, torch_archive
 from megarlhf.models.weights.megatron_metadata import COPY_AGAIN
-from megarlhf.models.weights.megatron_names import GlobalParameter, global_parameters
+from megarlhf.models.weights.megatron_names import GlobalParameter, global_parameters, unfused
 from megarlhf.models.weights.megatron_runs import Chunk, stored_tensors
 from megarlhf.models.weights.operations import Rect, Vocabulary
 from megarlhf.models.weights.row_files import BLOCK_BYTES, RowFiles, StoredTensor
@@ -38,12 +38,12 @@ class MegatronFiles:
         self.directory, self.spec = directory, spec
         content = megatron_metadata.read(directory)
         self._stored = {
-            key: stored
+            unfused(key): stored
             for key, stored in content.state_dict_metadata.items()
             if isinstance(stored, TensorStorageMetadata) and key.startswith(_OF_THE_MODEL)
         }
         self._places = {
-            (index.fqn, tuple(index.offset)): place
+            (unfused(index.fqn), tuple(index.offset)): place
             for index, place in content.storage_data.items()
             if index.offset is not None
         }

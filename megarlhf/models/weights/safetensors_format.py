@@ -62,7 +62,7 @@ def _stored(file: Path, name: str, begin: int, entry: dict) -> StoredTensor:
         )
     tensor = StoredTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]))
     first, last = entry["data_offsets"]
-    if last - first != tensor.nbytes:
+    if first < 0 or last - first != tensor.nbytes:
         raise ValueError(f"the tensor {name} has {last - first} bytes instead of {tensor.nbytes}")
     return _whole(tensor, file.name, begin + first)
 
