@@ -22,7 +22,7 @@ from megarlhf.models.weights.companions import copy_companions, write_config
 from megarlhf.models.weights.first_rank import on_first
 from megarlhf.models.weights.layout import Holding, holdings
 from megarlhf.models.weights.operations import Rect
-from megarlhf.models.weights.row_files import RowFiles, StoredTensor
+from megarlhf.models.weights.row_files import RowFiles, StoredTensor, full_disk_is_an_error
 from megarlhf.models.weights.safetensors_format import INDEX, Shard, index_of, plan_shards
 from megarlhf.parallel.topology import Topology
 
@@ -196,5 +196,6 @@ def _finish(
     write_config(spec, partial, dtype)
     fingerprint.write(partial, prints)
     if len(shards) > 1:
-        (partial / INDEX).write_text(index_of(shards))
+        with full_disk_is_an_error(partial):
+            (partial / INDEX).write_text(index_of(shards))
     publishing.publish(directory)

@@ -85,8 +85,9 @@ def publish(directory: Path) -> None:
     beside it, with ``.previous`` behind its name.
     """
     previous = directory.with_name(directory.name + ".previous")
-    for file in partial_of(directory).iterdir():
-        _sync(file)
+    with full_disk_is_an_error(directory):
+        for file in partial_of(directory).iterdir():
+            _sync(file)
     if directory.exists():
         shutil.rmtree(previous, ignore_errors=True)  # left by one that was killed
         directory.rename(previous)
