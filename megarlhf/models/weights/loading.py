@@ -73,7 +73,9 @@ def _is_ignored(spec: ModelSpec, name: str) -> bool:
         return True
     if name == "lm_head.weight":
         return spec.tied or spec.scalar_head is not None
-    return spec.is_skipped(name)
+    layer = name.removeprefix("model.layers.").split(".")[0]
+    is_draft = layer.isdigit() and int(layer) >= spec.num_layers  # multi-token prediction
+    return is_draft and bool(spec.hf_config.get("num_nextn_predict_layers"))
 
 
 @torch.no_grad()
