@@ -1,6 +1,6 @@
 """The layout that a Megatron checkpoint is written for."""
 
-from megarlhf.config.layout_checks import check_expert, check_pipeline, check_tensor
+from megarlhf.config.layout_checks import check_parallel
 from megarlhf.config.schema import ParallelConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
@@ -28,8 +28,7 @@ def topology_of(spec: ModelSpec, *, tp: int, pp: int, vpp: int, ep: int) -> Topo
         if size < 1:
             raise UserError(f"must be at least 1, got {size}", where=option)
     try:
-        for check in (check_tensor, check_pipeline, check_expert):
-            check(parallel, spec.hf_config, world)
+        check_parallel(parallel, spec.hf_config, world, "the layout")
     except UserError as error:
         raise UserError(
             _in_options(error.what), where=_in_options(error.where), fix=_in_options(error.fix)
