@@ -287,6 +287,14 @@ def test_a_layout_that_does_not_fit(whole, tmp_path, capsys, options, says):
     assert all(text in said for text in says), said
 
 
+def test_a_directory_above_checkpoints_and_none(whole, tmp_path, capsys):
+    to = ("megatron-to-hf", "--megatron", tmp_path / "run", "--out", tmp_path / "out")
+    assert "no such directory" in refusal(capsys, *to)
+    shutil.copytree(whole / "megatron", tmp_path / "run/iter_0000020")
+    (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("20\n")
+    assert "the latest is of iteration 20" in refusal(capsys, *to)
+
+
 def test_the_wrong_direction(whole, tmp_path, capsys):
     out = ("--out", tmp_path / "out")
     assert "Megatron's kind, not Hugging Face's" in refusal(

@@ -61,8 +61,17 @@ def open_checkpoint(
         scalar_head: The model has a scalar head of this name, which the configuration does not say.
 
     Raises:
-        UserError: It is of the other kind, or not whole, or not what its configuration says.
+        UserError: It is not there, or of the other kind, or not whole, or not what its configuration says.
     """
+    if not directory.is_dir():
+        raise UserError("no such directory", where=str(directory))
+    above = directory / "latest_checkpointed_iteration.txt"
+    if above.is_file():
+        raise UserError(
+            "Megatron's checkpoints are in the directories in this one",
+            where=str(directory),
+            fix=f"give one of them; the latest is of iteration {above.read_text().strip()}",
+        )
     found = MEGATRON if is_megatron(directory) else HUGGING_FACE
     if kind is not None and found != kind:
         raise UserError(

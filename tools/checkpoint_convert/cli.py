@@ -134,7 +134,9 @@ def _convert(source: Checkpoint, target: Target, options: argparse.Namespace) ->
         print(f"left out, as the model does not use them: {', '.join(source.left_out)}")
     mine = sum(target.tensors[name].nbytes for name in share(target.tensors, rank, world))
     with bar("converting", mine, shown=rank == 0) as progress:
-        Conversion(source, target, options.out).run(resume=options.resume, progress=progress)
+        Conversion(source, target, options.out.absolute()).run(
+            resume=options.resume, progress=progress
+        )
     if rank == 0:
         print(f"{options.out}: {len(target.tensors):,} tensors, {target.nbytes:,} bytes")
     if under_torchrun:
