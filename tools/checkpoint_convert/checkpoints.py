@@ -61,7 +61,8 @@ def open_checkpoint(
         scalar_head: The model has a scalar head of this name, which the configuration does not say.
 
     Raises:
-        UserError: It is not there, or of the other kind, or not whole, or not what its configuration says.
+        UserError: It is not there, or not whole, of the other kind, or not what its
+            configuration says.
     """
     if not directory.is_dir():
         raise UserError("no such directory", where=str(directory))

@@ -73,7 +73,7 @@ class Conversion:
                     fingerprint.check(name, found, expected.get(name), self.source.directory)
                 journal.add(name, found)
                 flusher.wrote(self.target.tensors[name].nbytes)
-            target.sync()  # here: a disk may be shared by machines that do not see each other's caches
+            flusher.finish()
         if world > 1:
             dist.barrier()
         on_first(lambda: self._finish(journal))

@@ -40,7 +40,19 @@ class Flusher:
         self._written += nbytes
         is_idle = self._last is None or self._last.done()
         if self._written >= FLUSH_BYTES and is_idle:
-            if self._last is not None:
-                self._last.result()
+            self._wait()
             self._written = 0
             self._last = self._thread.submit(self._files.sync)
+
+    def finish(self) -> None:
+        """Flush the rest: another machine that shares the disk may be the one that publishes.
+
+        Raises:
+            UserError: It finds no space on the disk.
+        """
+        self._wait()
+        self._files.sync()
+
+    def _wait(self) -> None:
+        if self._last is not None:
+            self._last.result()  # the system reports what failed only once
