@@ -1,6 +1,9 @@
 """What is converted, and what Megatron itself saves and loads, on real ranks."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +17,7 @@ from tests.checkpoint_convert import jobs
 from tests.checkpoint_convert.models import convert, write_random
 from tests.checkpoint_convert.test_round_trip import assert_same
 from tests.models.jobs import load_and_export
+from tests.models.tiny import read_tensors
 from tests.models.zoo import write_model
 
 CASES = {  # written under the first layout, loaded and saved under the second
@@ -80,13 +84,26 @@ def test_both_kinds_compute_the_same_logits(ranks, tmp_path):
 
 
 def test_processes_share_a_conversion(ranks, tmp_path):
+    """Of a world that exists, and under torchrun."""
     source = write_random(tmp_path / "hf", "qwen3-moe", dtype=torch.float32)
     to = ("hf-to-megatron", "--hf", source, "--out", tmp_path / "m", "--tp", 2)
     back = ("megatron-to-hf", "--megatron", tmp_path / "m", "--out", tmp_path / "back")
-    for arguments in (to, back):
-        assert ranks.run(2, jobs.convert_together, *arguments) == [0, 0]
+    assert ranks.run(2, jobs.convert_together, *to) == [0, 0]
+    assert ranks.run(2, jobs.convert_together, *to) == [2, 2]  # it is there already
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*torchrun, "-m", "tools.checkpoint_convert", *map(str, back)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path / 'back'}: {len(read_tensors(source))} tensors, " + (
+        f"{sum(tensor.nbytes for tensor in read_tensors(source).values()):,} bytes\n"
+    )
     assert_same(tmp_path / "back", source)
-    assert ranks.run(2, jobs.convert_together, *back) == [2, 2]  # it is there already
 
 
 def test_what_is_not_trained_is_exported_as_it_was(ranks, tmp_path):
