@@ -145,6 +145,7 @@ def check_rl(config: RLConfig) -> None:
     check_reward(config.reward)
     check_rollout_batch(config)
     model = read_model_config(config.model.path)
+    check_engine_weights(config.model.path)
     ranks = config.cluster.actor_ranks
     check_parallel(config.model.parallel, model, ranks, "cluster.actor_ranks")
     check_engine_heads(config, model)
@@ -168,7 +169,7 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
-    model = read_model_config(config.model.path, takes_megatron=True)
+    model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
 
@@ -216,11 +217,8 @@ def check_rollout_batch(config: RLConfig) -> None:
 # --- Files --------------------------------------------------------------------------------------
 
 
-def read_model_config(path: str, *, takes_megatron: bool = False) -> dict[str, Any]:
-    """The parsed ``config.json`` of a Hugging Face model directory that also has weights.
-
-    With ``takes_megatron`` these may be what `tools/checkpoint_convert` made of them.
-    """
+def read_model_config(path: str) -> dict[str, Any]:
+    """The parsed ``config.json`` of a Hugging Face model directory that also has weights."""
     directory, key = Path(path), "model.path"
     if not directory.is_dir():
         raise UserError(
@@ -236,8 +234,7 @@ def read_model_config(path: str, *, takes_megatron: bool = False) -> dict[str, A
             where=key,
             fix="give the directory of a Hugging Face checkpoint",
         )
-    is_megatron = (directory / "metadata.json").is_file()
-    if not any(directory.glob("*.safetensors")) and not (is_megatron and takes_megatron):
+    if not any(directory.glob("*.safetensors")) and not is_converted(directory):
         raise UserError(
             f"no *.safetensors in {directory}",
             where=key,
@@ -254,3 +251,18 @@ def read_model_config(path: str, *, takes_megatron: bool = False) -> dict[str, A
             f"{file} is not a JSON object", where=key, fix="repair it or download it again"
         )
     return model
+
+
+def is_converted(directory: Path) -> bool:
+    """Whether it holds weights in Megatron's format, as `tools/checkpoint_convert` makes them."""
+    return (directory / "metadata.json").is_file()
+
+
+def check_engine_weights(path: str) -> None:
+    """vLLM can read the model's weights, too."""
+    if is_converted(Path(path)):
+        raise UserError(
+            f"{path} is a checkpoint in Megatron's format, which vLLM does not read",
+            where="model.path",
+            fix="give the Hugging Face directory, or convert it back: docs/checkpoints.md",
+        )

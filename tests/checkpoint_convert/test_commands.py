@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.convert import MODELS, run_apart, write_random_model
-from megarlhf.config.checks import read_model_config
+from megarlhf.config.checks import check_engine_weights, read_model_config
 from megarlhf.errors import UserError
 from megarlhf.models.weights import fingerprint
 from tests.checkpoint_convert.models import convert, write_random
@@ -109,11 +109,11 @@ def test_verify_names_what_differs(source, megatron, tmp_path, capsys):
     assert "model.layers.2.input_layernorm.weight: only in the second" in said
 
 
-def test_fine_tuning_takes_a_converted_directory(megatron):
-    """What samples with vLLM needs Hugging Face's."""
-    assert read_model_config(str(megatron), takes_megatron=True)["num_hidden_layers"] == 2
-    with pytest.raises(UserError, match=r"no \*\.safetensors"):
-        read_model_config(str(megatron))
+def test_a_run_takes_a_converted_directory_unless_it_samples(source, megatron):
+    assert read_model_config(str(megatron))["num_hidden_layers"] == 2
+    check_engine_weights(str(source))
+    with pytest.raises(UserError, match="which vLLM does not read"):
+        check_engine_weights(str(megatron))
 
 
 def test_a_fingerprint_does_not_depend_on_the_order(source):
