@@ -8,7 +8,8 @@ from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
-from megarlhf.rollout.engine import EngineSettings, Sampling, VllmEngine, engine_environment
+from megarlhf.rollout.engine import VllmEngine
+from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 
 
 class EngineGroup:

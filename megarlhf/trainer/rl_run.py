@@ -23,7 +23,7 @@ from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
 from megarlhf.parallel import context
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.engine import EngineSettings, Sampling
+from megarlhf.rollout.settings import EngineSettings, Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 from megarlhf.data.records import Prompt
-from megarlhf.rollout.engine import EngineSettings, Sampling, VllmEngine, engine_environment
+from megarlhf.rollout.engine import VllmEngine
+from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 
 if __name__ == "__main__":
     model, evaluation, out = map(Path, sys.argv[1:])
