@@ -60,11 +60,23 @@ class WorkerGroup:
         return joined
 
 
-def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
-    """Every result, in order; raises as soon as any of them failed."""
+def wait_for_all(references: list[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
+    """Every result, in order; raises as soon as any of them failed.
+
+    Args:
+        references: Of the results.
+        timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
+
+    Raises:
+        TimeoutError: Nothing came for so long.
+    """
     left = list(references)
     while left:
-        done, left = ray.wait(left, num_returns=1)
+        done, left = ray.wait(left, num_returns=1, timeout=timeout_s)
+        if not done:
+            raise TimeoutError(
+                f"{len(left)} of {len(references)} gave no answer in {timeout_s:g} s"
+            )
         ray.get(done)
     return ray.get(references)
 

@@ -4,7 +4,6 @@ A plain class: Ray runs one in each process, and so could torchrun.
 """
 
 import socket
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.topology import Topology
-from megarlhf.sync.link import Link, StreamInfo, serve_store
-from megarlhf.sync.sender import Sender
-
-STREAM_BUCKET_BYTES = 256 * 2**20
+from megarlhf.sync.link import StreamInfo, serve_store
+from megarlhf.sync.plan import Worker
+from megarlhf.sync.prints import Prints
+from megarlhf.sync.sender import Sender, Sent
 
 
 class ActorWorker:
@@ -41,7 +40,6 @@ class ActorWorker:
         torch.set_num_threads(threads)
         self.config, self.rank, self.world = config, rank, world
         self.topology = Topology.of(config.model.parallel, world)
-        self._links: list[Link] = []
         self._sender: Sender | None = None
         self._store: Any = None
 
@@ -90,40 +88,46 @@ class ActorWorker:
 
     # -- stream -----------------------------------------------------------------------------------
 
-    def offer_stream(self, host: str) -> list[StreamInfo]:
-        """Serve the store that engines meet the ranks at, on this machine's address (rank 0 only).
+    def serve_stream(self, host: str) -> int:
+        """Serve the store that engines meet the ranks at, on this machine (rank 0 only).
 
         Returns:
-            For each engine, what both ends of its link agree on.
+            Its port.
         """
-        timeout = self.config.cluster.stream_timeout_s
-        self._store = serve_store(host, timeout)
-        dtype = DTYPES[self.config.rollout.dtype or self.config.model.dtype]
-        return [
-            StreamInfo(
-                model_path=str(self.spec.path),
-                topology=asdict(self.topology),
-                host=host,
-                port=self._store.port,
-                name=f"engine{engine}",
-                engine_ranks=self.config.rollout.tensor_parallel,
-                bucket_elements=STREAM_BUCKET_BYTES // dtype.itemsize,
-                dtype=str(dtype).split(".")[1],
-                timeout_s=timeout,
-            )
-            for engine in range(self.config.rollout.engines)
-        ]
+        if self._store is None:
+            self._store = serve_store(host, self.config.cluster.stream_timeout_s)
+        return self._store.port
 
     def open_stream(self, infos: list[StreamInfo]) -> None:
-        """Meet every engine."""
-        self._links = [Link(info, self.rank, self.actor.device, self._store) for info in infos]
-        self._sender = Sender(self.spec, self.actor.chunks, self.rank, infos[0])
+        """Meet engines; one that was met before is another one now."""
+        if self._sender is None:
+            self._sender = Sender(self.spec, self.actor.chunks, self.rank)
+        for info in infos:
+            self._sender.connect(info, self.actor.device, self._store)
 
-    def stream(self) -> int:
-        """Send the actor's weights to every engine; returns the bytes this rank sent."""
+    def stream(self, engines: list[int]) -> dict[int, Sent]:
+        """Send the actor's weights to some engines: see `Sender.send`."""
         assert self._sender is not None
         self.actor.settle()
-        return self._sender.send(self._links)
+        return self._sender.send(engines)
+
+    def stream_prints(self, engines: list[int]) -> dict[Worker, Prints]:
+        """Fingerprints of what `stream` sends from this rank."""
+        assert self._sender is not None
+        self.actor.settle()
+        return self._sender.prints(engines)
+
+    def offload(self, *parts: str) -> int:
+        """Give back memory: see `ModelEngine.offload`; the reference's weights go with the actor's."""
+        if "weights" in parts and self.reference is not None:
+            self.reference.offload("weights")
+        return self.actor.offload(*parts)
+
+    def reload(self) -> None:
+        """Undo every `offload`."""
+        self.actor.reload()
+        if self.reference is not None:
+            self.reference.reload()
 
     # -- files ------------------------------------------------------------------------------------
 

@@ -81,6 +81,21 @@ def engine_parameters(spec: ModelSpec, engine: EngineTopology, rank: int) -> lis
     return [parameter for module in modules.values() for parameter in module]
 
 
+def check_streamable(spec: ModelSpec, engine: EngineTopology) -> None:
+    """The model can be streamed into such engines.
+
+    Raises:
+        UserError: See `engine_parameters`; or the engine keeps more than parameters.
+    """
+    if spec.settings.get("multi_latent_attention"):
+        raise UserError(
+            "latent attention cannot be streamed into vLLM yet, which keeps products of its weights",
+            where="model.path",
+            fix="use a family without it for RL; supervised training takes it",
+        )
+    engine_parameters(spec, engine, 0)
+
+
 def _in_order(spec: ModelSpec) -> Iterator[tuple[Entry, int]]:
     single = [entry for entry in spec.entries if not entry.per_layer]
     yield from ((e, 0) for e in single if e.parameter.startswith("embedding."))

@@ -111,5 +111,5 @@ class WorkerExtension:
 WeightTransferEngineFactory.register_engine(BACKEND, Receiver)
 
 if os.environ.get(PLAIN_WEIGHTS):
-    # vllm 0.32.0 has no setting for it. Linears then keep the checkpoint's layout, to be written in place.
+    # vllm 0.32.0 has no setting for it. Linears then keep the checkpoint's layout.
     _custom_ops._supports_onednn = False

@@ -55,7 +55,7 @@ class Sender:
         """
         self._outlets.pop(info.number, None)
         if self._plan is None:
-            self._plan = info.plan(self._spec)
+            self._plan, self._dtype = info.plan(self._spec), info.wire_dtype
         self._outlets[info.number] = open_outlet(info, self._plan, self._rank, device, store)
 
     @torch.no_grad()
@@ -86,7 +86,8 @@ class Sender:
         """The live values of a move, in this rank's dtype and the rectangle's shape."""
         return self._parameters[move.chunk][move.parameter].detach()[move.source.slices]
 
-    def prints(self, engines: Sequence[int], dtype: torch.dtype) -> dict[Worker, Prints]:
+    @torch.no_grad()
+    def prints(self, engines: Sequence[int]) -> dict[Worker, Prints]:
         """Of what this rank gives to each worker of some engines."""
         assert self._plan is not None
         found: dict[Worker, Prints] = {}
@@ -95,7 +96,7 @@ class Sender:
                 if worker[0] in engines and self._rank in messages:
                     moves = messages[self._rank]
                     values = (self.read(move) for move in moves)
-                    found.setdefault(worker, {}).update(prints_of(moves, values, dtype))
+                    found.setdefault(worker, {}).update(prints_of(moves, values, self._dtype))
         return found
 
 

@@ -14,6 +14,7 @@ from megarlhf.algo.minibatches import minibatches
 from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.turns import turns_of
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
@@ -88,13 +89,15 @@ class RLRun:
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
-            self.engines = EngineGroup(self.config, self._engine_settings())
+            note = self.log.progress.note
+            self.engines = EngineGroup(self.config, self._engine_settings(), note)
             self.actor = WorkerGroup(ActorWorker, self.config)
             self.actor.start()
             if checkpoint is not None:
                 self.actor.run("load", str(checkpoint.directory))
             self.engines.start()
             self.engines.connect(self.actor)
+            self.turns = turns_of(self.config, self.actor, self.engines, note)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -112,7 +115,7 @@ class RLRun:
         """Bring the engines to the actor's weights; evaluate them if nothing is trained yet."""
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
-        self.engines.update(self.actor, self.step)
+        self.turns.update(self.step)
         if self.step == 0 and self.inputs.eval_prompts:
             self._accuracy_before = self._evaluate()
             self.log.point(0, {"eval_accuracy": self._accuracy_before})
@@ -125,6 +128,7 @@ class RLRun:
     def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
         """Samples of every prompt from the engines; the same for the same seed and step."""
         again = f"-{self._rounds}" if self._rounds else ""
+        self.turns.sample()
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
         return self.engines.generate(
@@ -148,6 +152,7 @@ class RLRun:
 
     def add_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences the reference's and the old policy's log-probabilities, where wanted."""
+        self.turns.train()
         if self.config.algorithm.kl_coef > 0:
             values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
             experience.add_field(sequences, "reference_logprobs", values)
@@ -180,7 +185,7 @@ class RLRun:
 
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
-        sent = self.engines.update(self.actor, self.step + 1)
+        sent = self.turns.update(self.step + 1)
         return {"stream_bytes": float(sent)}
 
     def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
@@ -216,6 +221,7 @@ class RLRun:
             with self.log.progress.phase("evaluate", setup=True):
                 accuracy = self._evaluate()
             self.log.point(self.step, {"eval_accuracy": accuracy})
+        self.turns.train()
         model = self.directory.path / "model"
         with self.log.progress.phase("export", setup=True):
             self.actor.run("export", str(model))
@@ -237,6 +243,9 @@ class RLRun:
             model_path=self.config.model.path,
             dtype=rollout.dtype or self.config.model.dtype,
             tensor_parallel=rollout.tensor_parallel,
+            expert_parallel=rollout.expert_parallel,
+            during_generation=self.config.stream.during_generation,
+            can_sleep=rollout.placement == "colocated",
             max_length=self.config.data.max_prompt_tokens + rollout.max_new_tokens,
             max_sequences=256,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
@@ -245,6 +254,7 @@ class RLRun:
 
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
+        self.turns.sample()
         prompts = self.inputs.eval_prompts
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
@@ -269,6 +279,7 @@ class RLRun:
             )
 
     def _save(self) -> None:
+        self.turns.train()
         directory = self.directory.begin_checkpoint(self.step)
         self.actor.run("save", str(directory))
         self.directory.commit_checkpoint(

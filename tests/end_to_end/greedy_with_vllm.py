@@ -7,14 +7,15 @@ from pathlib import Path
 
 from megarlhf.data.records import Prompt
 from megarlhf.rollout.engine import VllmEngine
-from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
+from megarlhf.rollout.settings import Sampling, engine_environment
+from tests.rollout.engine_process import settings_of
 
 if __name__ == "__main__":
     model, evaluation, out = map(Path, sys.argv[1:])
     os.environ.update(engine_environment(1, on_gpu=False))
     answers = [json.loads(line) for line in evaluation.read_text().splitlines()]
     answers = [answer for answer in answers if answer["step"] == answers[-1]["step"]]
-    engine = VllmEngine(EngineSettings(str(model), "float32", 1, 64, 64, 0.5, seed=0))
+    engine = VllmEngine(settings_of(model))
     prompts = [
         Prompt(index, answer["prompt"], tuple(answer["prompt_ids"]))
         for index, answer in enumerate(answers)

@@ -166,7 +166,7 @@ class Trainer:
 
     def verify(self, engines: dict[int, EngineProcess]) -> int:
         """Compare fingerprints; how many rectangles they are of."""
-        of_ranks = [sender.prints(list(engines), torch.float32) for sender in self.senders]
+        of_ranks = [sender.prints(list(engines)) for sender in self.senders]
         count = 0
         for number, engine in engines.items():
             for worker, prints in enumerate(engine.call("stream_prints")):
