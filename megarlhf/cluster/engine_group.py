@@ -11,8 +11,8 @@ import ray
 
 from megarlhf.cluster.failures import failures_of
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
+from megarlhf.cluster.shares import gpus_of_engine
 from megarlhf.cluster.stream_links import StreamLinks
-from megarlhf.cluster.turns import gpus_of_engine
 from megarlhf.cluster.verification import Verification
 from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
 from megarlhf.config.schema import RLConfig

@@ -6,9 +6,6 @@ from typing import Protocol
 from megarlhf.cluster.ray_cluster import have_gpus
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
-from megarlhf.errors import UserError
-
-SHARE = 0.4  # of a GPU, that Ray counts for an engine beside a rank of the trainer
 
 
 class Engines(Protocol):
@@ -107,21 +104,3 @@ def turns_of(
     if not have_gpus():
         note("colocated on CPUs: vLLM's engines sleep without giving back memory")
     return Colocated(trainer, engines)
-
-
-def gpus_of_engine(config: RLConfig) -> float:
-    """GPUs that Ray gives an engine.
-
-    Raises:
-        UserError: Colocated processes would not be given the same GPUs.
-    """
-    rollout, ranks = config.rollout, config.cluster.actor_ranks
-    if rollout.placement == "separate":
-        return float(rollout.tensor_parallel)
-    if (ranks, rollout.engines, rollout.tensor_parallel) != (1, 1, 1):
-        raise UserError(
-            "on GPUs one rank and one engine of one rank can share theirs",
-            where="rollout.placement",
-            fix="use rollout.placement=separate, or one rank and one engine",
-        )
-    return SHARE

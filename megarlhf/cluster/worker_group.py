@@ -5,6 +5,7 @@ from typing import Any
 import ray
 
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
+from megarlhf.cluster.shares import gpus_of_rank
 from megarlhf.config.schema import RLConfig
 
 
@@ -23,7 +24,11 @@ class WorkerGroup:
     def __init__(self, worker: type, config: RLConfig) -> None:
         cluster = config.cluster
         world = cluster.actor_ranks
-        resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
+        resources = (
+            {"num_gpus": gpus_of_rank(config)}
+            if have_gpus()
+            else {"num_cpus": cluster.cpus_per_rank}
+        )
         environment = dict(QUIET)
         if not have_gpus():
             environment["OMP_NUM_THREADS"] = str(cluster.threads_per_rank)

@@ -24,6 +24,10 @@ class Generation:
     def __init__(self, engine: Any, mode: Literal["wait", "abort", "keep"]) -> None:
         self._engine, self._mode = engine, mode
         self._state = threading.Condition()  # held while the engine computes, or is changed
+        self._counter = (
+            threading.Lock()
+        )  # for these two, which are raised without holding the state
+        self._wanted = 0  # threads that want the state between two steps
         self._updates = 0  # that wait or run
         self._running = 0  # calls of `run`
         self._count = 0  # of requests so far: their names
@@ -33,15 +37,14 @@ class Generation:
 
     def run(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """vLLM's outputs, in order."""
-        with self._state:
+        with self._between_steps():
             self._state.wait_for(lambda: not self._updates)
             self._running += 1
             names = [self._add(*request) for request in zip(requests, params, strict=True)]
         try:
             while True:
                 with self._state:
-                    if self._mode != "wait":
-                        self._state.wait_for(lambda: not self._updates)
+                    self._state.wait_for(self._may_step)
                     names = [self._current(name) for name in names]
                     if all(name in self._finished for name in names):
                         return [self._finished.pop(name) for name in names]
@@ -54,8 +57,9 @@ class Generation:
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is computed meanwhile; afterwards nothing that was cached counts."""
-        with self._state:
+        with self._counter:
             self._updates += 1
+        with self._between_steps():
             try:
                 if self._mode == "wait":
                     self._state.wait_for(lambda: not self._running)
@@ -67,8 +71,25 @@ class Generation:
                 if self._mode == "abort":
                     self._start_again()
             finally:
-                self._updates -= 1
+                with self._counter:
+                    self._updates -= 1
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Hold the state. A lock is not fair: those that step have to be told that it is wanted."""
+        with self._counter:
+            self._wanted += 1
+        with self._state:
+            with self._counter:
+                self._wanted -= 1
+            self._state.notify_all()
+            try:
+                yield
+            finally:
                 self._state.notify_all()
+
+    def _may_step(self) -> bool:
+        return not self._wanted and (self._mode == "wait" or not self._updates)
 
     def _add(self, request: Any, params: Any) -> str:
         self._count += 1
