@@ -44,9 +44,8 @@ class GatherAndLoad:
         self._parameters = [sender._parameters for sender in trainer.senders]
         self._buckets = _buckets({name: tuple(t.shape) for name, t in tensors.items()})
         self._world = trainer.topology.world
-        store = serve_store("127.0.0.1", timeout_s=60)
-        self._store = store
-        joining = process.start(join, store.port, self._world)
+        self._store = serve_store("127.0.0.1", timeout_s=60)
+        joining = process.start(join, self._store.port, self._world)
         self._groups: list[Any] = [None] * self._world
         self._on_every_rank(self._join)
         process.wait(joining)
@@ -58,7 +57,7 @@ class GatherAndLoad:
         self._process.wait(receiving)
 
     def _join(self, rank: int) -> None:
-        self._groups[rank] = _group(self._store, rank, self._world + 1)
+        self._groups[rank] = _group(self._store.port, rank, self._world + 1)
 
     @torch.no_grad()
     def _send(self, rank: int) -> None:
@@ -104,14 +103,14 @@ def _buckets(shapes: dict[str, tuple[int, ...]]) -> list[Tensors]:
     return buckets
 
 
-def _group(store: dist.Store, rank: int, size: int) -> dist.ProcessGroupGloo:
+def _group(port: int, rank: int, size: int) -> dist.ProcessGroupGloo:
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
     return dist.ProcessGroupGloo(dist.PrefixStore("usual", store), rank, size, TIMEOUT)
 
 
 def join(engine: Any, port: int, world: int) -> None:
     """Runs in the engine: meet the ranks."""
-    store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
-    engine.usual = store, _group(store, world, world + 1)
+    engine.usual = _group(port, world, world + 1)
 
 
 @torch.no_grad()
@@ -126,7 +125,7 @@ def receive(engine: Any, buckets: list[Tensors], packed: bool) -> None:
         for bucket in buckets:
             sizes = [torch.Size(shape).numel() for _, shape in bucket]
             message = torch.empty(sum(sizes))
-            engine.usual[1].recv([message], 0, 0).wait()
+            engine.usual.recv([message], 0, 0).wait()
             for (name, shape), values in zip(bucket, message.split(sizes), strict=True):
                 yield name, values.view(shape)
 

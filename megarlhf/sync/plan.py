@@ -91,12 +91,15 @@ def plan_stream(
     return buckets
 
 
+_Place = tuple[int, str, Rect]  # of a rectangle on a rank: chunk, parameter, where in it
+
+
 @dataclass(frozen=True)
 class _Source:
     """A rectangle of a tensor and every rank that holds it, with the place there."""
 
     hf: Rect
-    holders: dict[int, tuple[int, str, Rect]]  # rank: chunk, parameter, place in it
+    holders: dict[int, _Place]
 
 
 def _held(spec: ModelSpec, trainer: Topology) -> dict[str, list[_Source]]:
@@ -132,7 +135,27 @@ def _cut(layouts: Sequence[Sequence[EngineParameter]], most: int) -> Iterator[li
         yield bucket
 
 
-_Route = tuple[_Source, str, str, Rect, Rect]  # source, tensor, engine parameter, part, target
+@dataclass(frozen=True)
+class _Route:
+    """A part of an engine's parameter, and where it comes from: replicas and engines share moves."""
+
+    source: _Source
+    tensor: str
+    part: Rect
+    engine_parameter: str
+    target: Rect
+    elements: int
+    moves: dict[_Place, Move] = field(default_factory=dict)
+
+    def move_from(self, sender: int) -> Move:
+        place = self.source.holders[sender]
+        move = self.moves.get(place)
+        if move is None:
+            chunk, parameter, local = place
+            source = carried(self.part, self.source.hf, local)
+            move = Move(self.tensor, chunk, parameter, source, self.engine_parameter, self.target)
+            self.moves[place] = move
+        return move
 
 
 def _routes(
@@ -145,7 +168,7 @@ def _routes(
             part = intersection(source.hf, piece.hf)
             if part is not None:
                 target = carried(part, piece.hf, piece.local)
-                route = (source, piece.tensor, parameter.name, part, target)
+                route = _Route(source, piece.tensor, part, parameter.name, target, part.numel)
                 found.setdefault(tuple(source.holders), []).append(route)
     return found
 
@@ -156,8 +179,5 @@ def _choose(
     """Of each group of holders, the one that has sent least so far sends."""
     for holders, group in routes.items():
         sender = min(holders, key=lambda rank: (sent[rank], rank))
-        for source, tensor, name, part, target in group:
-            chunk, parameter, place = source.holders[sender]
-            move = Move(tensor, chunk, parameter, carried(part, source.hf, place), name, target)
-            to.setdefault(sender, []).append(move)
-            sent[sender] += part.numel
+        to.setdefault(sender, []).extend(route.move_from(sender) for route in group)
+        sent[sender] += sum(route.elements for route in group)

@@ -186,11 +186,11 @@ def test_both_ends_make_the_same_plan(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("size", "trainer", "engine", "seconds"),  # of planning: seen 0.1, 0.4, 3 s on one core
+    ("size", "trainer", "engine", "seconds"),  # of planning: seen 0.1, 0.4, 5 s on one core
     [
         ("8B", Topology(world=8, tp=4), EngineTopology(2, engines=4), 2),
         ("70B", Topology(world=64, tp=8, pp=4), EngineTopology(8, engines=2), 4),
-        ("235B-A22B", Topology(world=32, tp=4, ep=8), EngineTopology(8, True, 1), 15),
+        ("235B-A22B", Topology(world=32, tp=4, ep=8), EngineTopology(8, True, 2), 30),
     ],
 )
 def test_large_models_are_planned_in_a_moment_with_even_senders(
