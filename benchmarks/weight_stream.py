@@ -35,7 +35,7 @@ SIZES = {
     "500M": {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 17, "heads": 24},
 }
 VOCABULARY = 8192
-BUCKET = 32 * 2**20
+BUCKET = 64 * 2**20  # the default of stream.bucket_mib
 
 PLANS = (
     ("8B", Topology(world=8, tp=4), EngineTopology(2, engines=4)),
@@ -57,6 +57,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.weight_stream", description=__doc__)
     parser.add_argument("--parts", nargs="+", default=["plans", "bytes", "updates"])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["90M"])
+    parser.add_argument("--linears", nargs="+", default=["plain", "packed"])
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--link-gb-s", type=float, default=50.0, help="of each rank, one direction")
     parser.add_argument("--json", type=Path)
@@ -65,7 +67,7 @@ def main() -> None:
     parts = {
         "plans": lambda: plans(options.link_gb_s),
         "bytes": exact_bytes,
-        "updates": lambda: updates(options.sizes, options.rounds),
+        "updates": lambda: updates(options),
     }
     found = {}
     for name in options.parts:
@@ -131,13 +133,16 @@ def exact_bytes() -> list[dict[str, Any]]:
     return rows
 
 
-def updates(sizes: list[str], rounds: int) -> list[dict[str, Any]]:
+def updates(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Seconds of an update, the ways in turns."""
     rows = []
-    for size, packed, ranks in itertools.product(sizes, (False, True), (1, 2)):
+    for size, linears, ranks in itertools.product(options.sizes, options.linears, options.ranks):
         with tempfile.TemporaryDirectory() as directory:
             path = write_model(Path(directory), size)
-            rows += _updates(path, size, packed=packed, ranks=ranks, rounds=rounds)
+            packed = linears == "packed"
+            found = _updates(path, size, packed=packed, ranks=ranks, rounds=options.rounds)
+        print(table(found), flush=True)
+        rows += found
     return rows
 
 

@@ -28,7 +28,7 @@ class StreamInfo:
         transport: A key of `transports.TRANSPORTS`.
         bucket_bytes: See `plan_stream`, which counts elements.
         dtype: torch dtype name of the elements on the wire.
-        timeout_s: The longest a single send or receive may wait, seconds.
+        timeout_s: The longest a single send or receive of the trainer's may wait, seconds.
     """
 
     model_path: str
@@ -62,6 +62,11 @@ class StreamInfo:
         """dtype of the elements on the wire."""
         return getattr(torch, self.dtype)
 
+    @property
+    def patience_s(self) -> float:
+        """How long an engine waits for the trainer: which may first wait for every other engine."""
+        return self.timeout_s * (self.engine_topology.engines + 1)
+
     def plan(self, spec: ModelSpec) -> list[Bucket]:
         """The plan that both ends replay."""
         elements = self.bucket_bytes // self.wire_dtype.itemsize
@@ -84,7 +89,9 @@ class Link:
     def __init__(
         self, info: StreamInfo, rank: int, device: torch.device, store: dist.Store | None = None
     ) -> None:
-        timeout = datetime.timedelta(seconds=info.timeout_s)
+        is_engine = rank >= info.trainer_topology.world
+        seconds = info.patience_s if is_engine else info.timeout_s
+        timeout = datetime.timedelta(seconds=seconds)
         if store is None:
             store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
         scoped = dist.PrefixStore(info.name, store)

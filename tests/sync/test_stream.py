@@ -41,7 +41,7 @@ def info_of(**changed):
         port=0,
         name="engine0",
         transport="gloo",
-        bucket_bytes=20_000,  # of 180,000: the plan has several buckets
+        bucket_bytes=5_000,  # of 180,000: the plan has several buckets
         dtype="float32",
         timeout_s=200,  # the ranks may have to start first
     )
