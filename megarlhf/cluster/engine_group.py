@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from megarlhf.cluster.failures import failures_of
+from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.cluster.shares import gpus_of_engine
 from megarlhf.cluster.stream_links import StreamLinks
