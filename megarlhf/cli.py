@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import math
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 
 from megarlhf import __version__
 from megarlhf.config import loader, schema
-from megarlhf.errors import UserError
+from megarlhf.errors import UserError, cannot_write, disk_error
 
 
 @dataclass(frozen=True)
@@ -42,11 +43,14 @@ COMMANDS = {
     ),
 }
 
-USER_ERROR, INTERRUPTED = 2, 130
+INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (2: the input is wrong, 130: stopped by a signal)."""
+    """Run a command; returns the exit status.
+
+    2: the input is wrong; 3: a process of the run is gone; 130: stopped by a signal.
+    """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # the libraries' notices; python -W shows them
     arguments = _parse(argv)
@@ -60,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if cause is None:
             raise
         _complain(cause)
-        return USER_ERROR
+        return cause.status
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -120,12 +124,12 @@ def _add_parity(commands: Any) -> None:
     parity.add_argument("--seed", type=int, default=0, help="of the batch")
     parity.add_argument(
         "--tolerance",
-        type=float,
+        type=_positive_number,
         default=1.0,
         help="times the thresholds of docs/parity.md (%(default)s); large models round more",
     )
     parity.add_argument(
-        "--timeout", type=float, default=600.0, help="seconds for a layout (%(default)s)"
+        "--timeout", type=_positive_number, default=600.0, help="seconds for a layout (%(default)s)"
     )
     parity.set_defaults(run=_run_parity)
 
@@ -151,7 +155,7 @@ def _add_serve_rm(commands: Any) -> None:
     )
     serve.add_argument(
         "--timeout",
-        type=float,
+        type=_positive_number,
         default=defaults.timeout_s,
         help="seconds for a call (%(default)s)",
     )
@@ -165,6 +169,14 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
+    return number
+
+
+def _positive_number(text: str) -> float:
+    """Finite, too: nothing exceeds a tolerance that is NaN."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be greater than 0, and finite")
     return number
 
 
@@ -235,4 +247,5 @@ def _user_error_behind(error: BaseException) -> UserError | None:
         if isinstance(seen, UserError) and wrapped is None:
             return seen
         seen = wrapped or seen.__cause__
-    return None
+    reason = disk_error(error)
+    return cannot_write(reason) if reason is not None else None

@@ -6,6 +6,17 @@ import pytest
 from megarlhf.parallel.pool import RankPool
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of kernels that only a GPU has say why they are skipped."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
 @pytest.fixture(scope="session")
 def ranks() -> Iterator[RankPool]:
     pool = RankPool()

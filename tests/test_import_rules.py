@@ -103,7 +103,7 @@ def test_the_reader_sees_lazy_and_guarded_imports():
     assert Import("megarlhf.rollout.engine", "vllm", False) in IMPORTS
     assert Import("megarlhf.cluster.worker_group", "ray", True) in IMPORTS
     assert Import("megarlhf.data.prompts", "transformers", False) in IMPORTS
-    assert Import("megarlhf.engine.actor_worker", "megarlhf.engine.checkpoint", True) in IMPORTS
+    assert Import("megarlhf.engine.model_worker", "megarlhf.engine.checkpoint", True) in IMPORTS
 
 
 def test_every_package_has_a_level():

@@ -34,12 +34,6 @@ def _check_samples(row: Algorithm, settings: AlgorithmConfig, samples: int) -> N
 
 
 def _check_row(row: Algorithm, settings: AlgorithmConfig) -> None:
-    if row.needs_critic:
-        raise UserError(
-            f"{row.name} needs a critic, which the trainer does not have yet",
-            where="algorithm.name",
-            fix="use reinforce_plus_plus, which does without",
-        )
     if settings.gamma != 1.0 and not row.discounts:
         raise UserError(
             f"{row.name} does not discount: it gives one advantage to all tokens of a response",
@@ -61,10 +55,4 @@ def _check_settings(settings: AlgorithmConfig) -> None:
             f"got {settings.correction_low}",
             where="algorithm.correction_low",
             fix="lower it, or raise algorithm.correction_high",
-        )
-    if settings.entropy_coef:
-        raise UserError(
-            "the entropy is computed without a gradient, so its bonus would do nothing",
-            where="algorithm.entropy_coef",
-            fix="set algorithm.entropy_coef=0",
         )

@@ -4,6 +4,7 @@ from typing import Any
 
 import ray
 
+from megarlhf.cluster.failures import culprit
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
 from megarlhf.cluster.shares import gpus_of_rank
 from megarlhf.config.schema import RLConfig
@@ -15,15 +16,15 @@ class WorkerGroup:
     Args:
         worker: The class each rank runs, ``worker(config, rank, world, threads)``.
         config: The run's configuration.
+        world: Number of ranks.
 
     Attributes:
         members: Handles of the ranks, in order.
         host: Address of rank 0's node, known after ``start``.
     """
 
-    def __init__(self, worker: type, config: RLConfig) -> None:
+    def __init__(self, worker: type, config: RLConfig, world: int) -> None:
         cluster = config.cluster
-        world = cluster.actor_ranks
         resources = (
             {"num_gpus": gpus_of_rank(config)}
             if have_gpus()
@@ -57,12 +58,18 @@ class WorkerGroup:
         """
         return wait_for_all(self.call(method, *args))
 
+    def results(self, references: list[ray.ObjectRef]) -> list[Any]:
+        """What a `call` returned, on every rank; see `run`."""
+        return wait_for_all(references)
+
     def merged(self, method: str, *args: Any) -> dict[int, Any]:
         """Call a method whose answers are dictionaries of disjoint shares, and join them."""
-        joined: dict[int, Any] = {}
-        for answer in self.run(method, *args):
-            joined.update(answer)
-        return joined
+        return joined(self.run(method, *args))
+
+
+def joined(answers: list[dict[int, Any]]) -> dict[int, Any]:
+    """One dictionary of disjoint shares."""
+    return {index: value for answer in answers for index, value in answer.items()}
 
 
 def wait_for_all(references: list[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
@@ -73,16 +80,17 @@ def wait_for_all(references: list[ray.ObjectRef], timeout_s: float | None = None
         timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
 
     Raises:
-        TimeoutError: Nothing came for so long.
+        GetTimeoutError: Nothing came for so long.
     """
     left = list(references)
     while left:
         done, left = ray.wait(left, num_returns=1, timeout=timeout_s)
         if not done:
-            raise TimeoutError(
-                f"{len(left)} of {len(references)} gave no answer in {timeout_s:g} s"
-            )
-        ray.get(done)
+            raise ray.exceptions.GetTimeoutError(f"{len(left)} gave no answer in {timeout_s:g} s")
+        try:
+            ray.get(done)
+        except Exception as error:
+            raise culprit(error, left) from None
     return ray.get(references)
 
 

@@ -7,7 +7,7 @@ say, and whether an algorithm exists and what it asks of the settings for `algo`
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,30 @@ from megarlhf.config.layout_checks import (
     check_engine_heads,
     check_parallel,
     check_sequence_length,
+    check_shares,
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
-from megarlhf.config.reward_checks import check_reward
+from megarlhf.config.reward_checks import check_reward, models_by_name
 from megarlhf.config.schema import (
+    ParallelConfig,
     RLConfig,
     SFTConfig,
 )
 from megarlhf.errors import UserError
 
-# What a number must be, the test, and the settings it holds for (None is not tested).
+# What a number must be, the test, and the settings it holds for, of every model that has them (None is
+# not tested).
 RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 1",
         lambda number: number >= 1,
         (
-            "model.parallel.tensor",
-            "model.parallel.pipeline",
-            "model.parallel.context",
-            "model.parallel.expert",
-            "model.parallel.virtual_pipeline",
+            "parallel.tensor",
+            "parallel.pipeline",
+            "parallel.context",
+            "parallel.expert",
+            "parallel.virtual_pipeline",
             "data.max_samples",
             "data.max_prompt_tokens",
             "data.max_tokens",
@@ -58,6 +61,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
             "cluster.actor_ranks",
+            "cluster.critic_ranks",
+            "cluster.reward_ranks",
             "cluster.threads_per_rank",
         ),
     ),
@@ -76,6 +81,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "algorithm.entropy_coef",
             "algorithm.correction_low",
             "algorithm.kl_coef",
+            "critic.warmup_rollouts",
             "reward.workers",
             "reward.retries",
             "algorithm.overlong_penalty",
@@ -95,7 +101,6 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         (
             "optimizer.eps",
             "reward.timeout_s",
-            "rollout.temperature",
             "algorithm.correction_high",
             "algorithm.kl_target",
             "algorithm.reward_clip",
@@ -106,6 +111,11 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "cluster.stream_timeout_s",
             "rollout.timeout_s",
         ),
+    ),
+    (
+        "at least 0.01, the coldest that vLLM samples at",
+        lambda number: number >= 0.01,
+        ("rollout.temperature",),
     ),
     (
         "greater than 0 and at most 1",
@@ -152,11 +162,43 @@ def check_rl(config: RLConfig) -> None:
     ranks = config.cluster.actor_ranks
     check_parallel(config.model.parallel, model, ranks, "cluster.actor_ranks")
     check_engine_heads(config, model)
-    lengths = {
+    check_sequence_length(rollout_lengths(config), model)
+    check_rollout_shares(config, config.model.parallel, ranks)
+
+
+def check_critic(config: RLConfig) -> None:
+    """Checks the critic of ``megarlhf rl``, for an algorithm that has one.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    critic = config.critic
+    model = read_model_config(critic.path or config.model.path, "critic.path")
+    ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
+    check_parallel(critic.parallel, model, ranks, "cluster.critic_ranks", "critic.parallel")
+    check_sequence_length(rollout_lengths(config), model, "critic")
+    check_rollout_shares(config, critic.parallel, ranks)
+
+
+def check_reward_models(config: RLConfig) -> None:
+    """Checks the reward models of ``megarlhf rl`` that run on ranks of their own.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    parallel, ranks = config.reward.parallel, config.cluster.reward_ranks
+    for path in models_by_name(config.reward.models).values():
+        model = read_model_config(path, "reward.models")
+        check_parallel(parallel, model, ranks, "cluster.reward_ranks", "reward.parallel")
+        check_sequence_length(rollout_lengths(config), model, "reward model")
+
+
+def rollout_lengths(config: RLConfig) -> dict[str, int]:
+    """The settings that together say how long a sequence gets, tokens."""
+    return {
         "data.max_prompt_tokens": config.data.max_prompt_tokens,
         "rollout.max_new_tokens": config.rollout.max_new_tokens,
     }
-    check_sequence_length(lengths, model)
 
 
 def check_sft(config: SFTConfig, world_size: int) -> None:
@@ -175,6 +217,14 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
+    check_shares(
+        config.train.batch_size,
+        "train.batch_size",
+        config.data.max_tokens,
+        config.model.parallel,
+        world_size,
+        config.train.micro_batch_tokens,
+    )
 
 
 # --- One configuration on its own ---------------------------------------------------------------
@@ -194,14 +244,19 @@ def check_ranges(config: RLConfig | SFTConfig) -> None:
     """Counts are positive, probabilities are probabilities, and so on: `RANGES`."""
     values = {key: value for key, _, value in settings(config) if value is not None}
     defaults = {key: value for key, _, value in settings(type(config)())}
-    for wording, holds, keys in RANGES:
-        for key in keys:
-            if key in values and not holds(values[key]):
+    for wording, holds, names in RANGES:
+        for key in values:
+            if is_named(key, names) and not holds(values[key]):
                 raise UserError(
                     f"must be {wording}, got {values[key]}",
                     where=key,
                     fix=f"change {key}; the default is {json.dumps(defaults[key])}",
                 )
+
+
+def is_named(key: str, names: Sequence[str]) -> bool:
+    """Whether a setting has one of the names, by itself or as some model's: ``critic.optimizer.lr``."""
+    return any(key == name or key.endswith(f".{name}") for name in names)
 
 
 def check_rollout_batch(config: RLConfig) -> None:
@@ -217,12 +272,30 @@ def check_rollout_batch(config: RLConfig) -> None:
         )
 
 
+def check_rollout_shares(config: RLConfig, parallel: ParallelConfig, ranks: int) -> None:
+    """An update's samples can be dealt to a model's data-parallel ranks."""
+    rollout, updates = config.rollout, config.algorithm.updates_per_rollout
+    check_shares(
+        rollout.prompts_per_step * rollout.samples_per_prompt // updates,
+        "rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
+        config.data.max_prompt_tokens + rollout.max_new_tokens,
+        parallel,
+        ranks,
+        config.train.micro_batch_tokens,
+    )
+
+
 # --- Files --------------------------------------------------------------------------------------
 
 
-def read_model_config(path: str) -> dict[str, Any]:
-    """The parsed ``config.json`` of a Hugging Face model directory that also has weights."""
-    directory, key = Path(path), "model.path"
+def read_model_config(path: str, key: str = "model.path") -> dict[str, Any]:
+    """The parsed ``config.json`` of a Hugging Face model directory that also has weights.
+
+    Args:
+        path: The directory.
+        key: The setting that names it.
+    """
+    directory = Path(path)
     if not directory.is_dir():
         raise UserError(
             f"no such directory: {directory}",

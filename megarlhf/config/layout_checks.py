@@ -11,16 +11,30 @@ EXPERT_COUNT_KEYS = ("num_local_experts", "num_experts", "n_routed_experts")  # 
 
 
 def check_parallel(
-    parallel: ParallelConfig, model: dict[str, Any], world_size: int, world_name: str
+    parallel: ParallelConfig,
+    model: dict[str, Any],
+    world_size: int,
+    world_name: str,
+    key: str = "model.parallel",
 ) -> None:
-    """The model can be laid out over ``world_size`` ranks, a number that ``world_name`` sets."""
-    check_tensor(parallel, model, world_size)
-    check_pipeline(parallel, model, world_size)
-    check_expert(parallel, model, world_size)
-    check_world(parallel, world_size, world_name)
+    """The model can be laid out over ``world_size`` ranks.
+
+    Args:
+        parallel: The layout.
+        model: Its ``config.json``.
+        world_size: Ranks.
+        world_name: What sets their number.
+        key: Where the layout is in the configuration.
+    """
+    check_tensor(parallel, model, world_size, key)
+    check_pipeline(parallel, model, world_size, key)
+    check_expert(parallel, model, world_size, key)
+    check_world(parallel, world_size, world_name, key)
 
 
-def check_tensor(parallel: ParallelConfig, model: dict[str, Any], world_size: int) -> None:
+def check_tensor(
+    parallel: ParallelConfig, model: dict[str, Any], world_size: int, key: str
+) -> None:
     """Tensor parallelism cuts heads and the MLP evenly; sequence parallelism comes with it."""
     sizes = {
         name: size
@@ -48,46 +62,50 @@ def check_tensor(parallel: ParallelConfig, model: dict[str, Any], world_size: in
         choices = [size for size in range(1, world_size + 1) if problem(size) is None]
         raise UserError(
             f"{found}, got {parallel.tensor}",
-            where="model.parallel.tensor",
+            where=f"{key}.tensor",
             fix=f"use {any_of(choices)}",
         )
     if parallel.sequence and parallel.tensor == 1:
         raise UserError(
-            "needs model.parallel.tensor > 1",
-            where="model.parallel.sequence",
-            fix="set model.parallel.sequence=false, or raise model.parallel.tensor",
+            f"needs {key}.tensor > 1",
+            where=f"{key}.sequence",
+            fix=f"set {key}.sequence=false, or raise {key}.tensor",
         )
 
 
-def check_pipeline(parallel: ParallelConfig, model: dict[str, Any], world_size: int) -> None:
+def check_pipeline(
+    parallel: ParallelConfig, model: dict[str, Any], world_size: int, key: str
+) -> None:
     """Each model chunk of each pipeline stage gets a layer."""
     stages, chunks = parallel.pipeline, parallel.virtual_pipeline
     if chunks > 1 and stages == 1:
         raise UserError(
-            "needs model.parallel.pipeline > 1",
-            where="model.parallel.virtual_pipeline",
-            fix="set model.parallel.virtual_pipeline=1, or raise model.parallel.pipeline",
+            f"needs {key}.pipeline > 1",
+            where=f"{key}.virtual_pipeline",
+            fix=f"set {key}.virtual_pipeline=1, or raise {key}.pipeline",
         )
     layers = size_of(model, "num_hidden_layers")
     if layers is None:
         return
     if parallel.chunk_layers is not None:
-        check_chunk_layers(parallel.chunk_layers, layers, stages * chunks)
+        check_chunk_layers(parallel.chunk_layers, layers, stages * chunks, key)
     if stages > layers:
         raise UserError(
             f"must be at most the model's num_hidden_layers ({layers}), got {stages}",
-            where="model.parallel.pipeline",
+            where=f"{key}.pipeline",
             fix=f"use {min(layers, world_size)} or less",
         )
     if stages * chunks > layers:
         raise UserError(
             f"must leave each of {stages} stages' chunks one of the {layers} layers, got {chunks}",
-            where="model.parallel.virtual_pipeline",
+            where=f"{key}.virtual_pipeline",
             fix=f"use {layers // stages} or less",
         )
 
 
-def check_chunk_layers(counts: Sequence[int], num_layers: int, chunks: int) -> None:
+def check_chunk_layers(
+    counts: Sequence[int], num_layers: int, chunks: int, key: str = "model.parallel"
+) -> None:
     """A given cut of the layers belongs to the model and its pipeline.
 
     Raises:
@@ -97,54 +115,95 @@ def check_chunk_layers(counts: Sequence[int], num_layers: int, chunks: int) -> N
         raise UserError(
             f"must be {chunks} positive numbers (pipeline * virtual_pipeline) that add up to the "
             f"model's {num_layers} layers, got {list(counts)}",
-            where="model.parallel.chunk_layers",
+            where=f"{key}.chunk_layers",
             fix="leave it out for an even cut",
         )
 
 
-def check_expert(parallel: ParallelConfig, model: dict[str, Any], world_size: int) -> None:
+def check_expert(
+    parallel: ParallelConfig, model: dict[str, Any], world_size: int, key: str
+) -> None:
     """Expert parallelism cuts a mixture of experts evenly."""
-    key = "model.parallel.expert"
+    setting = f"{key}.expert"
     counts = [count for name in EXPERT_COUNT_KEYS if (count := size_of(model, name))]
     if not counts:
         if parallel.expert > 1:
             raise UserError(
-                f"the model has no experts, got {parallel.expert}", where=key, fix=f"set {key}=1"
+                f"the model has no experts, got {parallel.expert}",
+                where=setting,
+                fix=f"set {setting}=1",
             )
         return
     if counts[0] % parallel.expert:
         raise UserError(
             f"must divide the model's {counts[0]} experts, got {parallel.expert}",
-            where=key,
+            where=setting,
             fix=f"use {any_of(divisors(counts[:1], world_size))}",
         )
     if parallel.tensor > 1 and not parallel.sequence:  # Megatron-Core's MoELayer refuses to train
         raise UserError(
-            "must be true for a mixture of experts with model.parallel.tensor > 1",
-            where="model.parallel.sequence",
-            fix="set model.parallel.sequence=true",
+            f"must be true for a mixture of experts with {key}.tensor > 1",
+            where=f"{key}.sequence",
+            fix=f"set {key}.sequence=true",
         )
 
 
-def check_world(parallel: ParallelConfig, world_size: int, world_name: str) -> None:
+def check_world(parallel: ParallelConfig, world_size: int, world_name: str, key: str) -> None:
     """The ranks hold a whole number of models, and each tensor rank's peers of expert groups."""
     ranks = parallel.tensor * parallel.pipeline * parallel.context
     if world_size % ranks:
         below = world_size // ranks * ranks
         choices = [number for number in (below, below + ranks) if number > 0]
         raise UserError(
-            f"must be a multiple of {ranks} (model.parallel.tensor * pipeline * context), "
-            f"got {world_size}",
+            f"must be a multiple of {ranks} ({key}.tensor * pipeline * context), got {world_size}",
             where=world_name,
-            fix=f"use {any_of(choices)}, or change model.parallel",
+            fix=f"use {any_of(choices)}, or change {key}",
         )
     plane = world_size // (parallel.tensor * parallel.pipeline)  # context times data
     if plane % parallel.expert:
         raise UserError(
             f"must divide context * data parallelism ({plane} with {world_size} ranks), "
             f"got {parallel.expert}",
-            where="model.parallel.expert",
+            where=f"{key}.expert",
             fix=f"use {any_of(nearest_divisors(plane, parallel.expert))}, or change {world_name}",
+        )
+
+
+def check_shares(
+    sequences: int,
+    where: str,
+    longest: int,
+    parallel: ParallelConfig,
+    world_size: int,
+    micro_batch_tokens: int,
+) -> None:
+    """An optimizer step's sequences can be dealt to the data-parallel ranks, whatever their lengths.
+
+    Args:
+        sequences: How many they are; ``where`` names the settings that say so.
+        longest: Most tokens of one.
+        parallel: The layout, of ``world_size`` ranks.
+        micro_batch_tokens: ``train.micro_batch_tokens``.
+    """
+    ranks = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+    stride = ranks * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
+    each = " with interleaved pipeline stages" if stride > ranks else ""
+    if sequences < stride:
+        raise UserError(
+            f"{sequences} sequences an optimizer step are too few for {ranks} data-parallel "
+            f"ranks{each}",
+            where=where,
+            fix=f"make them {stride} or more, or use fewer ranks",
+        )
+    padding = 2 * parallel.context * (parallel.tensor if parallel.sequence else 1)
+    if sequences % stride and 2 * (longest + padding) > micro_batch_tokens:
+        raise UserError(
+            f"{sequences} sequences an optimizer step are not a multiple of {stride} ({ranks} "
+            f"data-parallel ranks{each}), and the longest do not fit in pairs into "
+            f"train.micro_batch_tokens={micro_batch_tokens}",
+            where=where,
+            fix=f"make them a multiple of {stride}, or train.micro_batch_tokens at least "
+            f"{2 * (longest + padding)}",
         )
 
 
@@ -159,13 +218,15 @@ def check_engine_heads(config: RLConfig, model: dict[str, Any]) -> None:
         )
 
 
-def check_sequence_length(lengths: dict[str, int], model: dict[str, Any]) -> None:
+def check_sequence_length(
+    lengths: dict[str, int], model: dict[str, Any], name: str = "model"
+) -> None:
     """A sequence as long as the settings ``lengths`` allow has a position for every token."""
     positions, total = size_of(model, "max_position_embeddings"), sum(lengths.values())
     if positions is not None and total > positions:
         keys = " + ".join(lengths)
         raise UserError(
-            f"{total} tokens are more than the model's max_position_embeddings ({positions})",
+            f"{total} tokens are more than the {name}'s max_position_embeddings ({positions})",
             where=keys,
             fix=f"lower {keys} to at most {positions}",
         )

@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 from megarlhf.config.schema import RewardConfig
 from megarlhf.errors import UserError
 
-FUNCTION, REMOTE = "function", "remote"  # the names of a function and of servers without a name
+# The names of a function, and of a model and servers without one.
+FUNCTION, MODEL, REMOTE = "function", "model", "remote"
 _NAMED = re.compile(r"([A-Za-z_]\w*)=(.*)", re.DOTALL)
 
 
@@ -22,14 +23,20 @@ def servers_by_name(urls: Sequence[str]) -> dict[str, list[str]]:
     return servers
 
 
+def models_by_name(models: Sequence[str]) -> dict[str, str]:
+    """The directory of each reward model on Megatron ranks."""
+    named = [(_NAMED.fullmatch(text), text) for text in models]
+    return dict(match.groups() if match else (MODEL, text) for match, text in named)
+
+
 def check_reward(config: RewardConfig) -> None:
     """There is a source, each can be what it says, and has a weight if any has."""
-    if config.function is None and not config.urls:
+    if config.function is None and not config.urls and not config.models:
         raise UserError(
             "nothing scores the responses",
             where="reward",
             fix="set reward.function to a Python file that defines "
-            "reward_func(queries, prompts, labels), or reward.urls",
+            "reward_func(queries, prompts, labels), or reward.models, or reward.urls",
         )
     if config.function is not None and not Path(config.function).is_file():
         raise UserError(
@@ -37,9 +44,15 @@ def check_reward(config: RewardConfig) -> None:
             where="reward.function",
             fix="give a Python file that defines reward_func(queries, prompts, labels)",
         )
-    servers = servers_by_name(config.urls)
+    servers, models = servers_by_name(config.urls), models_by_name(config.models)
     _check_servers(servers)
-    names = [FUNCTION] * (config.function is not None) + list(servers)
+    names = [FUNCTION] * (config.function is not None) + [*models, *servers]
+    if len(models) < len(config.models) or len(set(names)) < len(names):
+        raise UserError(
+            f"two sources have the same name ({', '.join(names)})",
+            where="reward.models",
+            fix="write NAME=DIR, each with a name of its own",
+        )
     if config.weights and len(config.weights) != len(names):
         raise UserError(
             f"{len(config.weights)} weights for {len(names)} sources ({', '.join(names)})",

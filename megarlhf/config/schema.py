@@ -35,6 +35,7 @@ class ModelConfig:
     recompute: Literal["none", "selective", "full"] = "none"  # activations: keep or compute again
     aux_loss_coef: float = 0.0  # mixtures of experts: weight of the load-balancing loss
     z_loss_coef: float = 0.0  # mixtures of experts: weight of the router's z-loss
+    experts: Literal["auto", "grouped", "sequential"] = "auto"  # a rank's: together, or one by one
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
 
@@ -145,8 +146,10 @@ class RewardConfig:
     """How a response is scored: the weighted sum of what one or several sources say."""
 
     function: str | None = None  # a Python file that defines reward_func(queries, prompts, labels)
+    models: tuple[str, ...] = ()  # directories of reward models; NAME=DIR for several
     urls: tuple[str, ...] = ()  # servers of a reward model; NAME=URL for several models
-    weights: tuple[float, ...] = ()  # function first, then models as in urls; (): 1 each
+    weights: tuple[float, ...] = ()  # of function, models and urls, in this order; (): 1 each
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # of each of models
     workers: int = 1  # processes that run the function; 0: the driver itself, without a timeout
     batch_size: int = 64  # responses in one call of the function or one request, at most
     timeout_s: float = 60.0  # the longest such a call or request may take
@@ -237,6 +240,21 @@ class AlgorithmConfig:
 
 
 @dataclass(frozen=True)
+class CriticConfig:
+    """The critic, for algorithms that have one: a scalar head on a language or a reward model.
+
+    Its dtype is the actor's.
+    """
+
+    path: str | None = None  # Hugging Face directory, e.g. of the reward model; null: model.path
+    recompute: Literal["none", "selective", "full"] = "none"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
+    warmup_rollouts: int = 0  # first rollouts, from which only the critic learns
+    export: bool = False  # write it beside the model at the end
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Length of the run and what happens along the way."""
 
@@ -260,6 +278,8 @@ class ClusterConfig:
     """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one."""
 
     actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp
+    critic_ranks: int | None = None  # processes of the critic; null: as many as the actor's
+    reward_ranks: int = 1  # processes of each of reward.models
     cpus_per_rank: float = 1.0  # CPU machines; on GPU machines each rank takes one GPU
     threads_per_rank: int = 1  # torch threads of a CPU rank
     start_timeout_s: float = 600.0
@@ -286,6 +306,7 @@ class RLConfig:
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)

@@ -1,11 +1,12 @@
 """Model and optimizer to and from Megatron's distributed checkpoints, loadable under any layout."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from megarlhf.errors import UserError
+from megarlhf.errors import UserError, cannot_write, disk_error
 
 if TYPE_CHECKING:
     from megarlhf.engine.model_engine import ModelEngine
@@ -18,17 +19,39 @@ def save(engine: "ModelEngine", directory: Path) -> None:
     """Write the engine's model, optimizer and random state into an existing directory.
 
     Collective over the engine's ranks. The directory is whole when every rank has returned.
+
+    Raises:
+        UserError: This rank cannot write: the disk is full, say.
     """
     from megatron.core import dist_checkpointing
 
     from megarlhf.engine.checkpoint_writer import InProcessSave
 
-    dist_checkpointing.save(
-        _state_dict(engine, loading=False),
-        str(directory),
-        sharded_strategy=InProcessSave("torch_dist", 1, thread_count=1),
-        content_metadata={**_METADATA, "world": engine.topology.world},
-    )
+    try:
+        dist_checkpointing.save(
+            _state_dict(engine, loading=False),
+            str(directory),
+            sharded_strategy=InProcessSave("torch_dist", 1, thread_count=1),
+            content_metadata={**_METADATA, "world": engine.topology.world},
+        )
+    except Exception as error:
+        if (reason := disk_error(error) or _refusal_of_disk(directory)) is None:
+            raise
+        raise cannot_write(reason, str(directory)) from error
+
+
+def _refusal_of_disk(directory: Path) -> OSError | None:
+    """What the disk says to another MiB: torch's own writer does not tell why it failed."""
+    probe = directory / "probe"
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(2**20))
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error
+    finally:
+        probe.unlink(missing_ok=True)
+    return None
 
 
 def load(engine: "ModelEngine", directory: Path) -> None:

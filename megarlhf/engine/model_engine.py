@@ -65,6 +65,7 @@ class ModelEngine:
             recompute=config.recompute,
             aux_loss_coef=config.aux_loss_coef,
             z_loss_coef=config.z_loss_coef,
+            experts=config.experts,
         )
         self._chunks = build_chunks(spec, self.config, topology, groups, rank)
         load_huggingface(spec, topology, rank, self._chunks)

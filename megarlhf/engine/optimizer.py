@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from megarlhf.config.schema import OptimizerConfig
-from megarlhf.engine import adam
+from megarlhf.engine import adam, gradient_norm
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -28,6 +28,7 @@ def make_optimizer(
         groups: Process groups.
     """
     adam.give_to_megatron()
+    gradient_norm.give_to_megatron()
     from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
     from megatron.core.optimizer import get_megatron_optimizer
 

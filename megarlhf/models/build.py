@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 
+from megarlhf.errors import UserError
 from megarlhf.models.rotary import LatentRotaryEmbedding, PackedRotaryEmbedding, frequencies
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
@@ -40,8 +41,13 @@ def transformer_config(
     recompute: str = "none",
     aux_loss_coef: float = 0.0,
     z_loss_coef: float = 0.0,
+    experts: str = "auto",
 ) -> "TransformerConfig":
-    """Megatron's configuration for a model under a layout."""
+    """Megatron's configuration for a model under a layout.
+
+    Raises:
+        UserError: The experts cannot be grouped, though they should be.
+    """
     device.prepare()
     from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 
@@ -63,6 +69,7 @@ def transformer_config(
         bf16=dtype == "bfloat16",
         variable_seq_lengths=topology.pp > 1,  # packs differ in length
         moe_token_dispatcher_type="alltoall",  # variable lengths want it even without experts
+        moe_grouped_gemm=_are_grouped(spec, topology, DTYPES[dtype], experts),
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=aux_loss_coef,
         moe_z_loss_coeff=z_loss_coef or None,
@@ -83,6 +90,26 @@ def _softmax_scale(spec: ModelSpec) -> float:
     """Of the scores. A factor of sine and cosine is in both queries and keys: here it is squared."""
     head_dim = int(spec.settings["kv_channels"])
     return head_dim**-0.5 * frequencies(spec.hf_config, head_dim)[1] ** 2
+
+
+def _are_grouped(spec: ModelSpec, topology: Topology, dtype: torch.dtype, experts: str) -> bool:
+    """Whether a rank computes its experts together: on a GPU, where that is possible."""
+    if not spec.num_experts or experts == "sequential":
+        return False
+    if experts == "auto" and not torch.cuda.is_available():
+        return False
+    from megarlhf.models.grouped_experts import ALIGNMENT, can_group
+
+    widths = int(spec.settings["hidden_size"]), spec.dims["expert_ffn"] // topology.tp
+    possible = can_group(dtype, *widths)
+    if experts == "grouped" and not possible:
+        raise UserError(
+            f"experts of {widths[0]} by {widths[1]} {dtype} elements cannot be computed together: torch "
+            f"wants bfloat16, and rows of a multiple of {ALIGNMENT} bytes",
+            where="model.experts",
+            fix="leave model.experts=auto",
+        )
+    return possible
 
 
 def _pipeline_layout(spec: ModelSpec, topology: Topology) -> list[list[str]] | None:

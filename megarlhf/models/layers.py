@@ -51,7 +51,7 @@ def _layer_spec(config: TransformerConfig, is_mixture: bool) -> ModuleSpec:
             self_attention=latent_attention_spec() if is_latent else _attention_spec(config),
             self_attn_bda=get_bias_dropout_add,
             pre_mlp_layernorm=RMSNorm,
-            mlp=mixture_spec() if is_mixture else _dense_spec(),
+            mlp=mixture_spec(config.moe_grouped_gemm) if is_mixture else _dense_spec(),
             mlp_bda=get_bias_dropout_add,
         ),
     )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megarlhf.models.grouped_experts import GroupedExperts
 from megarlhf.parallel import device
 
 device.prepare()
@@ -25,14 +26,19 @@ from megatron.core.transformer.moe.shared_experts import SharedExpertMLP  # noqa
 from megatron.core.transformer.spec_utils import ModuleSpec  # noqa: E402
 
 
-def mixture_spec() -> ModuleSpec:
-    """A router and experts, each expert an MLP of its own; shared experts where configured."""
+def mixture_spec(grouped: bool) -> ModuleSpec:
+    """A router and experts, each expert an MLP of its own; shared experts where configured.
+
+    Args:
+        grouped: Whether a rank's experts are computed together.
+    """
     _prepare_for_cpu()
+    experts = GroupedExperts if grouped else SequentialMLP
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return ModuleSpec(
         module=MoELayer,
         submodules=MoESubmodules(
-            experts=ModuleSpec(module=SequentialMLP, submodules=linears),
+            experts=ModuleSpec(module=experts, submodules=linears),
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=linears),
             router=Router,
         ),

@@ -62,6 +62,16 @@ class ModelSpec:
             settings["tied_embeddings"] = False  # its output layer is no embedding
         return cls(Path(path), hf_config, family, settings, scalar_head)
 
+    @classmethod
+    def read_scalar(cls, path: str | Path) -> "ModelSpec":
+        """A critic or reward model: with the scalar head it has, or with a new one.
+
+        Raises:
+            UserError: See `read`.
+        """
+        spec = cls.read(path)
+        return spec if spec.scalar_head else cls.read(path, scalar_head=DEFAULT_SCALAR_HEAD)
+
     @property
     def has_new_head(self) -> bool:
         """Whether a language model's directory is given a scalar head, which it need not contain."""

@@ -27,13 +27,14 @@ def vocab_parallel_logprobs(
         vocab_size: V without padding; columns beyond it take no part.
         group: Tensor-parallel group; None for a single rank.
         temperature: Sampling temperature the probabilities are for.
-        with_entropy: Also compute the entropy (no gradient flows through it).
+        with_entropy: Also compute the entropy.
 
     Returns:
         logprobs fp32 [T] (nats, same on every rank of the group; fp64 for fp64 logits) and
         entropy [T] or None.
 
-    The gradient is dlogits = g * (onehot - softmax) / temperature.
+    With p = softmax(logits / temperature), entropy H and the gradients g of the log-probability and h of
+    the entropy, dlogits = (g * (onehot - p) - h * p * (log p + H)) / temperature.
     """
     logprobs, entropy = _VocabParallelLogprobs.apply(
         logits, targets, vocab_size, group, temperature, with_entropy
@@ -97,21 +98,27 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         log_normalizer = sums[0].log()
         logprobs = sums[1] - log_normalizer
         entropy = log_normalizer - sums[2] / sums[0] if with_entropy else logprobs.new_empty(0)
-        ctx.save_for_backward(logits, column, mine, peak + log_normalizer)
+        ctx.save_for_backward(logits, column, mine, peak + log_normalizer, entropy)
         ctx.valid, ctx.temperature = valid, temperature
-        ctx.mark_non_differentiable(entropy)
+        ctx.set_materialize_grads(False)  # an entropy that is only looked at costs nothing
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx, grad: torch.Tensor, _: torch.Tensor) -> tuple:  # noqa: ANN001
-        logits, column, mine, lse = ctx.saved_tensors
+    def backward(ctx, grad: torch.Tensor | None, grad_entropy: torch.Tensor | None) -> tuple:  # noqa: ANN001
+        logits, column, mine, lse, entropy = ctx.saved_tensors
         grad_logits = torch.empty_like(logits)
         grad_logits[:, ctx.valid :] = 0
-        scale = grad / ctx.temperature
+        scale = torch.zeros_like(lse) if grad is None else grad / ctx.temperature
         for begin in range(0, logits.shape[0] if ctx.valid else 0, CHUNK_TOKENS):
             rows = slice(begin, begin + CHUNK_TOKENS)
             chunk = logits[rows, : ctx.valid].to(lse.dtype) / ctx.temperature
-            chunk = chunk.sub_(lse[rows, None]).exp_().mul_(-scale[rows, None])
+            chunk.sub_(lse[rows, None])  # log p
+            if grad_entropy is None:
+                chunk.exp_().mul_(-scale[rows, None])
+            else:
+                surprise = chunk + entropy[rows, None]
+                surprise.mul_(grad_entropy[rows, None] / ctx.temperature).add_(scale[rows, None])
+                chunk.exp_().mul_(surprise).neg_()
             chunk.scatter_add_(
                 1, column[rows, None], torch.where(mine[rows], scale[rows], 0)[:, None]
             )

@@ -34,6 +34,7 @@ def make_batch(
     seed: int = 0,
     *,
     with_targets: bool = False,
+    without: int | None = None,
 ) -> Batch:
     """A batch whose sequences can be dealt to the data-parallel ranks of all of the layouts.
 
@@ -46,9 +47,12 @@ def make_batch(
         max_length: Most tokens that a sequence may have.
         layouts: All that will run it.
         seed: Of ids and prompt lengths.
+        without: A token id that is left out: a model's padding, to whose embedding Hugging Face
+            gives no gradient as an input.
         with_targets: Give every token the `TARGET` of a scalar head.
     """
     rng = random.Random(seed)
+    ids = [number for number in range(vocab_size) if number != without]
     strides = [layout.dp * (layout.pp if layout.vpp > 1 else 1) for layout in layouts]
     count = math.lcm(len(LENGTHS), *strides)
     sequences = []
@@ -57,7 +61,7 @@ def make_batch(
         prompt = rng.randint(1, max(1, 2 * length // 3))
         sequences.append(
             TokenSequence(
-                token_ids=[rng.randrange(vocab_size) for _ in range(length)],
+                token_ids=[rng.choice(ids) for _ in range(length)],
                 loss_mask=[0.0] * prompt + [1.0] * (length - prompt),
                 fields={TARGET: [rng.gauss(0, 1) for _ in range(length)]} if with_targets else {},
             )

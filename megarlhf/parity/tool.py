@@ -82,8 +82,8 @@ def run_parity(
     spec = ModelSpec.read(settings.model)
     HuggingFaceFiles(spec.path)  # the weights are there
     layouts = choose_layouts(settings, spec)
-    if settings.json is not None and not settings.json.parent.is_dir():
-        raise UserError(f"no such directory: {settings.json.parent}", where="--json")
+    if settings.json is not None:
+        _check_writable(settings.json)
     began, rows, failure = time.monotonic(), [], None
     table = Table([layout.name for layout in layouts], write)
     thresholds = Thresholds.of(settings.dtype, spec.hf_config, settings.tolerance)
@@ -111,6 +111,18 @@ def run_parity(
         return RANK_FAILED
     write(summary(rows, time.monotonic() - began) + "\n")
     return 0 if all(row.ok for row in rows) else OFF
+
+
+def _check_writable(file: Path) -> None:
+    """What takes minutes to measure has somewhere to go."""
+    try:
+        file.open("a").close()
+    except OSError as error:
+        raise UserError(
+            f"cannot write {file}: {error.strerror}",
+            where="--json",
+            fix="give a file in a directory that exists and that you can write to",
+        ) from None
 
 
 def choose_layouts(settings: Settings, spec: ModelSpec) -> list[Layout]:
@@ -159,6 +171,7 @@ class _Session:
             layouts,
             settings.seed,
             with_targets=spec.scalar_head is not None,
+            without=spec.hf_config.get("pad_token_id"),
         )
         self._thresholds = thresholds
         self._reference: Reference | None = None

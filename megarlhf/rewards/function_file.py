@@ -32,7 +32,7 @@ def load_reward_function(path: str) -> RewardFunction:
     try:
         with _importable(file.resolve().parent):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script's sys.exit() must not end the run unsaid
         raise UserError(f"the reward file does not run: {error!r}", where=path) from error
     function = getattr(module, SUBJECT, None)
     if not callable(function):
@@ -78,12 +78,12 @@ async def call_reward_function(function: RewardFunction, batch: Batch) -> Scores
         returned = function(list(batch.queries), list(batch.prompts), list(batch.labels))
         if inspect.isawaitable(returned):
             returned = await returned
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise CallFailed(f"{SUBJECT} raised {error!r:.300}{_line_of(error)}") from error
     return read_returned(returned, len(batch), SUBJECT)
 
 
-def _line_of(error: Exception) -> str:
+def _line_of(error: BaseException) -> str:
     """Where it was raised, below this file."""
     frames = traceback.extract_tb(error.__traceback__)[1:]
     return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -65,6 +65,7 @@ class Rewards:
             [sample.prompt.text + sample.text for sample in samples],
             [sample.prompt.text for sample in samples],
             [sample.prompt.label for sample in samples],
+            [[*sample.prompt.token_ids, *sample.response_ids] for sample in samples],
         )
         outcomes = self._runner.run(self._scored(batch))
         failures = {i: why for outcome in outcomes for i, why in outcome.failures.items()}

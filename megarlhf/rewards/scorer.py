@@ -6,24 +6,27 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Batch:
-    """Responses to score; three lists of equal length.
+    """Responses to score; lists of equal length.
 
     Attributes:
         queries: Prompt and response as one text.
         prompts: The prompts alone.
         labels: What the data file holds for each under ``data.label_key``.
+        token_ids: The queries as they were sampled; empty where only their text is known.
     """
 
     queries: list[str]
     prompts: list[str]
     labels: list[Any]
+    token_ids: list[list[int]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.queries)
 
     def part(self, start: int, stop: int) -> "Batch":
         """The responses from ``start`` up to ``stop``."""
-        return Batch(self.queries[start:stop], self.prompts[start:stop], self.labels[start:stop])
+        lists = (self.queries, self.prompts, self.labels, self.token_ids)
+        return Batch(*(values[start:stop] for values in lists))
 
     def shown(self, index: int) -> str:
         """One response, for a message."""

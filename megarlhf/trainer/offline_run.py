@@ -51,7 +51,7 @@ class OfflineRun:
         self.config, self.spec, self.topology, self.stream = config, spec, topology, stream
         self.total_steps, self.launched = total_steps, launched
         self.step = 0
-        self._saved_step = -1
+        self._saved_step = 0  # what is there before the first step needs no saving
         self._last_loss: float | None = None
         self._exit = ExitStack()
         self._directory: RunDirectory | None = None

@@ -34,11 +34,11 @@ def train(config: RLConfig) -> dict[str, Any]:
                         run.score(sampled)
                     groups += run.worth_training(sampled)  # all, or those with a signal
                 sequences = as_sequences(groups)
-                with run.phase("reference"):
-                    run.add_logprobs(sequences)
+                with run.phase("predict"):
+                    run.add_predictions(sequences)
                 run.credit.assign(groups, sequences)
                 with run.phase("train"):
-                    metrics = run.update_actor(sequences)
+                    metrics = run.update_models(sequences)
                 with run.phase("stream"):
                     metrics |= run.update_engines()
                 run.finish_step(groups, metrics)

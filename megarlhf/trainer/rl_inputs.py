@@ -10,6 +10,7 @@ from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.rules import check_algorithm
 from megarlhf.cluster.stream_links import engine_topology
 from megarlhf.config import checks
+from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.prompts import PromptStream, load_prompts
 from megarlhf.data.records import Prompt
@@ -67,7 +68,9 @@ def prepare(config: RLConfig) -> RLInputs:
     steps = config.train.steps
     if steps is None:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
-    reward = rewards_of(config.reward)
+    if algorithm.needs_critic:
+        check_critic(config, tokenizer)
+    reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
     reward.check()
     return RLInputs(
         spec=spec,
@@ -77,6 +80,51 @@ def prepare(config: RLConfig) -> RLInputs:
         eval_prompts=held_out,
         total_steps=steps,
     )
+
+
+def check_critic(config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """The critic can be built, and reads the same tokens as the actor.
+
+    Raises:
+        UserError: It cannot, or its tokenizer is another one.
+    """
+    checks.check_critic(config)
+    path = config.critic.path
+    spec = ModelSpec.read_scalar(path or config.model.path)
+    ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
+    Topology.of(config.critic.parallel, ranks).layers_of(spec.num_layers, 0)
+    if path is not None and load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
+        raise UserError(
+            "the critic's tokenizer is not the actor's: it would read other words in the same ids",
+            where="critic.path",
+            fix="start the critic from a model with the tokenizer of model.path",
+        )
+
+
+def reward_tokenizers(
+    config: RLConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, PreTrainedTokenizerBase]:
+    """Check the reward models; the tokenizers of those whose tokens are not the actor's, by name.
+
+    Raises:
+        UserError: A model cannot be built, or is no reward model.
+    """
+    checks.check_reward_models(config)
+    others = {}
+    for name, path in models_by_name(config.reward.models).items():
+        spec = ModelSpec.read(path)
+        if spec.scalar_head is None:
+            raise UserError(
+                "a language model: it predicts tokens and scores nothing",
+                where=path,
+                fix="set reward.models to AutoModelForSequenceClassification directories",
+            )
+        topology = Topology.of(config.reward.parallel, config.cluster.reward_ranks)
+        topology.layers_of(spec.num_layers, 0)
+        own = load_tokenizer(path)
+        if own.get_vocab() != tokenizer.get_vocab():
+            others[name] = own
+    return others
 
 
 def read_language_model(path: str) -> ModelSpec:

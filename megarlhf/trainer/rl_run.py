@@ -5,34 +5,29 @@ import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
 from megarlhf.algo.filtering import groups_with_signal
-from megarlhf.algo.minibatches import minibatches
-from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
 from megarlhf.cluster.turns import turns_of
-from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine.actor_worker import ActorWorker
-from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
-from megarlhf.parallel import context
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import EngineSettings, Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
+from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
 
 
 class RLRun:
-    """Actor ranks, engines, logs and counters of one run; a context manager that ends them all.
+    """Trained models, engines, logs and counters of one run; a context manager that ends them all.
 
     Args:
         config: The configuration.
@@ -51,7 +46,7 @@ class RLRun:
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
         self._tally = Tally()
-        self._saved_step = -1
+        self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
         self._sampling = Sampling(
             samples=config.rollout.samples_per_prompt,
@@ -61,13 +56,6 @@ class RLRun:
             max_new_tokens=config.rollout.max_new_tokens,
         )
         self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
-        self._loss = PolicyLoss(
-            inputs.algorithm,
-            config.algorithm,
-            temperature=config.rollout.temperature,
-            max_tokens=config.rollout.max_new_tokens,
-            sequence_sums=context.sequence_sums,
-        )
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -84,20 +72,23 @@ class RLRun:
             done_steps=self.step,
         )
         cluster, rollout = self.config.cluster, self.config.rollout
-        cpus = cluster.actor_ranks * cluster.cpus_per_rank
+        ranks = cluster.actor_ranks + critic_ranks(self.config, self.inputs.algorithm)
+        ranks += len(self.config.reward.models) * cluster.reward_ranks
+        cpus = ranks * cluster.cpus_per_rank
         cpus += rollout.engines * rollout.tensor_parallel
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
             note = self.log.progress.note
             self.engines = EngineGroup(self.config, self._engine_settings(), note)
-            self.actor = WorkerGroup(ActorWorker, self.config)
-            self.actor.start()
-            if checkpoint is not None:
-                self.actor.run("load", str(checkpoint.directory))
+            self.models = TrainedModels.on_ray(
+                self.config, self.inputs.algorithm, self.inputs.total_steps
+            )
+            self.models.start(None if checkpoint is None else checkpoint.directory)
+            start_reward_models(self.config, self.inputs.reward)
             self.engines.start()
-            self.engines.connect(self.actor)
-            self.turns = turns_of(self.config, self.actor, self.engines, note)
+            self.engines.connect(self.models.actor)
+            self.turns = turns_of(self.config, self.models.actor, self.engines, note)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -107,7 +98,7 @@ class RLRun:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._exit.close()
+        self._exit.__exit__(kind, error, trace)
 
     # -- what the loop says -----------------------------------------------------------------------
 
@@ -128,9 +119,9 @@ class RLRun:
     def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
         """Samples of every prompt from the engines; the same for the same seed and step."""
         again = f"-{self._rounds}" if self._rounds else ""
-        self.turns.sample()
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
+        self.turns.sample()
         return self.engines.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
@@ -150,38 +141,19 @@ class RLRun:
         self._dropped += keep.count(False)
         return [group for group, kept in zip(groups, keep, strict=True) if kept]
 
-    def add_logprobs(self, sequences: Sequence[TokenSequence]) -> None:
-        """Give the sequences the reference's and the old policy's log-probabilities, where wanted."""
+    def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
+        """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
         self.turns.train()
-        if self.config.algorithm.kl_coef > 0:
-            values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
-            experience.add_field(sequences, "reference_logprobs", values)
-        if experience.needs_old_logprobs(self.config.algorithm):
-            values = self.actor.merged("logprobs", sequences, self._loss.temperature)
-            experience.add_field(sequences, "old_logprobs", values)
+        self.models.add_predictions(sequences)
 
-    def update_actor(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
-        """Train the actor on a rollout: ``epochs`` times ``updates_per_rollout`` optimizer steps."""
-        algorithm, kl = self.config.algorithm, self.credit.kl
-        seed = f"{self.config.train.seed}-{self.step}-order"
-        steps = minibatches(
-            len(sequences), algorithm.updates_per_rollout, algorithm.epochs, seed=seed
-        )
-        loss = replace(self._loss, config=replace(algorithm, kl_coef=kl.value))
-        results = []
-        for number, chosen in enumerate(steps):
-            lr = learning_rate(
-                self.config.optimizer,
-                self.step * len(steps) + number,
-                self.inputs.total_steps * len(steps),
-            )
-            part = [sequences[index] for index in chosen]
-            results.append(self.actor.run("train", part, loss, lr)[0])
-        metrics = {name: sum(r[name] for r in results) / len(steps) for name in results[0]}
-        self._check(metrics)
-        metrics |= {"kl_coef": kl.value, **experience.largest_gap(sequences)}
-        kl.update(metrics["kl"], len(sequences))
-        return metrics
+    def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
+        """Train the actor and the critic on a rollout."""
+        metrics = self.models.update(sequences, self.step, self.credit.kl.value)
+        self._check_finite(metrics)
+        if "kl" in metrics:
+            self._check_gap(metrics["logprob_gap"])
+            self.credit.kl.update(metrics["kl"], len(sequences))
+        return metrics | experience.largest_gap(sequences)
 
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
@@ -221,10 +193,9 @@ class RLRun:
             with self.log.progress.phase("evaluate", setup=True):
                 accuracy = self._evaluate()
             self.log.point(self.step, {"eval_accuracy": accuracy})
-        self.turns.train()
-        model = self.directory.path / "model"
         with self.log.progress.phase("export", setup=True):
-            self.actor.run("export", str(model))
+            self.turns.train()
+            model = self.models.export(self.directory.path)
         summary = {
             "accuracy_before": self._accuracy_before,
             "accuracy_after": accuracy,
@@ -254,22 +225,25 @@ class RLRun:
 
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
-        self.turns.sample()
         prompts = self.inputs.eval_prompts
+        self.turns.sample()
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
         rewards = [group[0].reward for group in groups if group[0].reward is not None]
         return sum(rewards) / len(rewards)
 
-    def _check(self, metrics: dict[str, float]) -> None:
-        broken = [name for name in ("loss", "grad_norm") if not math.isfinite(metrics[name])]
+    def _check_finite(self, metrics: dict[str, float]) -> None:
+        suspects = ("loss", "grad_norm", "critic_loss", "critic_grad_norm")
+        broken = [name for name in suspects if not math.isfinite(metrics.get(name, 0.0))]
         if broken:
             raise UserError(
                 f"{' and '.join(broken)} of step {self.step + 1} is not a finite number",
                 fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
             )
-        gap, limit = metrics["logprob_gap"], self.config.algorithm.max_logprob_gap
+
+    def _check_gap(self, gap: float) -> None:
+        limit = self.config.algorithm.max_logprob_gap
         self._worst_gap = max(self._worst_gap, gap)
         if limit is not None and gap > limit:
             raise UserError(
@@ -281,7 +255,7 @@ class RLRun:
     def _save(self) -> None:
         self.turns.train()
         directory = self.directory.begin_checkpoint(self.step)
-        self.actor.run("save", str(directory))
+        self.models.save(directory)
         self.directory.commit_checkpoint(
             directory,
             {

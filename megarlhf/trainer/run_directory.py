@@ -12,9 +12,26 @@ from megarlhf.config import loader
 from megarlhf.errors import UserError
 from megarlhf.report.jsonl import replace_file
 
-# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity.
-_MAY_CHANGE = ("train.steps", "train.epochs", "train.save_every", "train.eval_every",
-               "train.keep_checkpoints", "train.resume", "output.", "cluster.")  # fmt: skip
+# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity;
+# so is expert parallelism, under another degree of which Megatron cannot load optimizer state.
+_LAYOUT = (
+    "tensor",
+    "sequence",
+    "context",
+    "pipeline",
+    "virtual_pipeline",
+    "chunk_layers",
+    "overlap",
+)
+_MAY_CHANGE = (
+    *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
+    *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
+    *(f"{model}.parallel.{key}" for model in ("model", "critic") for key in _LAYOUT),
+    *("model.recompute", "critic.recompute", "critic.export"),
+    *("rollout.engines", "rollout.tensor_parallel"),
+    *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
+    *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
+)
 
 
 @dataclass(frozen=True)

@@ -164,12 +164,10 @@ def test_the_rows_pass_their_own_rules(name):
             "algorithm.dynamic_filtering",
             ["compares the samples"],
         ),
-        ({"name": "ppo"}, "algorithm.name", ["critic", "reinforce_plus_plus"]),
         ({"gamma": 0.9}, "algorithm.gamma", ["grpo does not discount"]),
         ({"kl_coef": 0.0, "kl_target": 0.1}, "algorithm.kl_target", ["algorithm.kl_coef=0"]),
         ({"name": "gspo", "kl_target": 0.1}, "algorithm.kl_target", ["algorithm.kl_coef=0"]),
         ({"correction_low": 6.0}, "algorithm.correction_low", ["correction_high (5.0), got 6.0"]),
-        ({"entropy_coef": 0.1}, "algorithm.entropy_coef", ["without a gradient"]),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, where, parts):

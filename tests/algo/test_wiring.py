@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from megarlhf.algo.registry import ALGORITHMS, filled, find
-from megarlhf.config.schema import AlgorithmConfig, RLConfig, RolloutConfig
+from megarlhf.algo.value_loss import ValueLoss
+from megarlhf.config.schema import AlgorithmConfig, CriticConfig, RLConfig, RolloutConfig
 from megarlhf.data.packing import collate
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.trainer.experience import as_sequences
 from megarlhf.trainer.rl_run import RLRun
+from megarlhf.trainer.trained_models import TrainedModels
 
 WITHOUT_CRITIC = [name for name, row in ALGORITHMS.items() if not row.needs_critic]
 
@@ -26,7 +28,17 @@ class Notes:
         self.asked.append(method)
         return {i: [-1.0 - 0.1 * i] * len(s.token_ids) for i, s in enumerate(sequences)}
 
-    def run(self, method, sequences, loss, lr):
+    def call(self, method, *arguments):
+        return [(method, arguments)]
+
+    def results(self, calls):
+        return [getattr(self, method)(*arguments) for method, arguments in calls]
+
+    def values(self, sequences):
+        self.asked.append("values")
+        return {i: [0.5] * len(s.token_ids) for i, s in enumerate(sequences)}
+
+    def train(self, sequences, loss, lr):
         loss = pickle.loads(pickle.dumps(loss))  # as it travels
         batch = collate(sequences, range(len(sequences)))
         values = batch.fields["rollout_logprobs"].clone().requires_grad_()
@@ -35,16 +47,18 @@ class Notes:
         self.steps.append(SimpleNamespace(sequences=sequences, loss=loss, lr=lr, grad=values.grad))
         tokens = batch.loss_mask.sum()
         metrics = {name: (value / tokens).item() for name, value in metrics.items()}
-        return [{**metrics, "loss": total.item(), "grad_norm": values.grad.norm().item()}]
+        return {**metrics, "loss": total.item(), "grad_norm": values.grad.norm().item()}
 
 
-def a_run(name="grpo", **changes):
+def a_run(name="grpo", critic=None, **changes):
     settings = filled(AlgorithmConfig(name=name, **changes))
     rollout = RolloutConfig(prompts_per_step=2, samples_per_prompt=2, max_new_tokens=4)
-    config = replace(RLConfig(), algorithm=settings, rollout=rollout)
+    critic = critic or CriticConfig()
+    config = replace(RLConfig(), algorithm=settings, rollout=rollout, critic=critic)
     inputs = SimpleNamespace(algorithm=find(name, settings.file), total_steps=10)
     run = RLRun(config, inputs, SimpleNamespace())
-    run.actor = Notes()
+    run.actor, run.critic = Notes(), Notes() if inputs.algorithm.needs_critic else None
+    run.models = TrainedModels(config, inputs.algorithm, 10, run.actor, run.critic)
     return run
 
 
@@ -61,9 +75,9 @@ def groups(*rewards):
 def step(run, sampled):
     """As in the loop."""
     sequences = as_sequences(sampled)
-    run.add_logprobs(sequences)
+    run.add_predictions(sequences)
     run.credit.assign(sampled, sequences)
-    return run.update_actor(sequences)
+    return run.update_models(sequences)
 
 
 @pytest.mark.parametrize("name", WITHOUT_CRITIC)
@@ -78,6 +92,28 @@ def test_every_algorithm_goes_through_the_loop(name):
     asked += ["logprobs"] if run.config.algorithm.kl_in == "reward" else []
     assert run.actor.asked == asked  # no reference without a coefficient, no pass without a need
     assert ("logprob_gap_max" in metrics) == ("logprobs" in asked)
+
+
+def test_actor_and_critic_learn_from_the_same_rollout():
+    run = a_run("ppo")
+    metrics = step(run, groups((1.0, 0.0), (0.5, 2.0)))
+    (actor,), (critic,) = run.actor.steps, run.critic.steps
+    assert run.critic.asked == ["values"]
+    assert actor.sequences == critic.sequences
+    assert isinstance(critic.loss, ValueLoss)
+    assert all({"advantages", "returns", "old_values"} <= s.fields.keys() for s in actor.sequences)
+    assert (actor.lr, critic.lr) == (run.config.optimizer.lr, run.config.critic.optimizer.lr)
+    assert {"loss", "kl", "critic_loss", "critic_value_loss", "critic_grad_norm"} <= metrics.keys()
+
+
+def test_only_the_critic_learns_while_it_warms_up():
+    run = a_run("ppo", critic=CriticConfig(warmup_rollouts=1))
+    metrics = step(run, groups((1.0, 0.0), (0.5, 2.0)))
+    assert (len(run.actor.steps), len(run.critic.steps)) == (0, 1)
+    assert "loss" not in metrics
+    run.step = 1
+    step(run, groups((1.0, 0.0), (0.5, 2.0)))
+    assert (len(run.actor.steps), len(run.critic.steps)) == (1, 2)
 
 
 def test_several_passes_and_steps():

@@ -1,3 +1,4 @@
+import errno
 import pickle
 import subprocess
 import sys
@@ -7,7 +8,7 @@ import pytest
 from megarlhf import __version__, cli
 from megarlhf.cli import COMMANDS, main
 from megarlhf.config import loader
-from megarlhf.errors import UserError
+from megarlhf.errors import ProcessLost, UserError
 
 ERROR = UserError("the weights end early", where="model.safetensors", fix="download them again")
 SAID = "megarlhf: error: model.safetensors: the weights end early\n  -> download them again\n"
@@ -111,6 +112,19 @@ def test_a_user_error_that_caused_another(run):
     error = RuntimeError("the run ended")
     error.__cause__ = in_a_remote_process(ERROR)
     assert run(raiser(error)) == (2, SAID)
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, in_a_remote_process], ids=["here", "remote"])
+def test_a_full_disk(run, wrap):
+    status, said = run(raiser(wrap(OSError(errno.ENOSPC, "No space left on device", "out/x.json"))))
+    assert status == 2
+    assert said.startswith("megarlhf: error: out/x.json: cannot write: No space left on device")
+    assert "make room" in said
+
+
+def test_a_lost_process_has_a_status_of_its_own(run):
+    status, said = run(raiser(ProcessLost("process 7 ended", fix="go on")))
+    assert (status, said) == (3, "megarlhf: error: process 7 ended\n  -> go on\n")
 
 
 @pytest.mark.parametrize("wrap", [lambda error: error, in_a_remote_process], ids=["here", "remote"])

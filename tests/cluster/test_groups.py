@@ -1,5 +1,7 @@
 """How work is dealt out and answers are put together; no Ray process is started."""
 
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -116,3 +118,15 @@ def test_ray_is_started_here_or_joined_and_left_in_the_end(monkeypatch, address)
     assert {key: settings.get(key) for key in started} == (
         dict.fromkeys(started) if address else started
     )
+
+
+def test_sigterm_ends_a_run_that_starts_as_ctrl_c_does(monkeypatch):
+    """Ray's own handlers, which are set as it starts, do not end it in order."""
+    monkeypatch.setattr(
+        ray_cluster.ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    )
+    monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), ray_cluster.ray_cluster(1):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before

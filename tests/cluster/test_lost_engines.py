@@ -42,7 +42,7 @@ def group(tmp_path_factory):
     )
     notes = []
     with ray_cluster(4):
-        trainer = WorkerGroup(StreamingWorker, config)
+        trainer = WorkerGroup(StreamingWorker, config, 2)
         engines = EngineGroup(config, settings_of(model), notes.append)
         engines.notes, engines.trainer = notes, trainer
         trainer.start()

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from megarlhf.config.checks import RANGES, check_rl, check_sft
+from megarlhf.config.checks import RANGES, check_rl, check_sft, is_named
 from megarlhf.config.loader import load, settings
 from megarlhf.config.schema import RLConfig, SFTConfig
 from megarlhf.errors import UserError
@@ -96,7 +96,7 @@ def test_required():
         ("rollout.prompts_per_step", 0, "at least 1"),
         ("rollout.samples_per_prompt", 0, "at least 1"),
         ("rollout.max_new_tokens", 0, "at least 1"),
-        ("rollout.temperature", 0, "greater than 0"),
+        ("rollout.temperature", 0, "at least 0.01, the coldest that vLLM samples at"),
         ("rollout.top_p", 0, "greater than 0 and at most 1"),
         ("rollout.top_p", 1.1, "greater than 0 and at most 1"),
         ("rollout.top_k", 0, "at least 1, or -1 to keep all tokens"),
@@ -113,17 +113,17 @@ def test_ranges(run, key, value, wording):
 
 @pytest.mark.parametrize("cls", [RLConfig, SFTConfig])
 def test_every_number_has_a_range_that_its_default_keeps(cls):
-    ranges = {key: holds for _, holds, keys in RANGES for key in keys}
     for key, _, value in settings(cls()):
         if type(value) in (int, float):
-            assert ranges[key](value), key
+            (holds,) = (holds for _, holds, names in RANGES if is_named(key, names))
+            assert holds(value), key
 
 
 def test_every_range_is_of_a_setting():
     known = {setting.key for cls in (RLConfig, SFTConfig) for setting in settings(cls())}
-    keys = [key for _, _, keys in RANGES for key in keys]
-    assert set(keys) <= known
-    assert len(set(keys)) == len(keys)
+    names = [name for _, _, names in RANGES for name in names]
+    assert all(any(is_named(key, [name]) for key in known) for name in names)
+    assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize(
@@ -279,3 +279,36 @@ def test_sequence_length(run):
 
 def test_model_config_without_sizes_is_left_to_the_model_code(run):
     run("model.parallel.tensor=8", hf={})
+
+
+DP3 = ["cluster.actor_ranks=3", "rollout.samples_per_prompt=2"]
+SHORT = ["data.max_prompt_tokens=8", "rollout.max_new_tokens=8"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "parts"),
+    [
+        (["rollout.prompts_per_step=1"], ["2 sequences", "3 data-parallel ranks", "3 or more"]),
+        (
+            ["rollout.prompts_per_step=2", "train.micro_batch_tokens=35"],
+            ["not a multiple of 3", "at least 36"],
+        ),
+    ],
+)
+def test_sequences_that_cannot_be_dealt_to_the_ranks(run, overrides, parts):
+    refuse(
+        run,
+        *(*DP3, *SHORT, *overrides),
+        where="rollout.prompts_per_step * samples_per_prompt / algorithm.updates_per_rollout",
+        parts=parts,
+    )
+
+
+def test_sequences_that_can_be_dealt_to_the_ranks(run):
+    run(*DP3, *SHORT, "rollout.prompts_per_step=2", "train.micro_batch_tokens=36")
+    run(*DP3, *SHORT, "rollout.prompts_per_step=3", "train.micro_batch_tokens=1")
+
+
+def test_a_batch_of_too_few_rows(run):
+    text = ["train.batch_size=3"]
+    refuse(run, *text, cls=SFTConfig, world_size=4, where="train.batch_size", parts=["4 or more"])

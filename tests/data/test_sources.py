@@ -50,6 +50,9 @@ def test_max_samples_stops_before_later_trouble(tmp_path):
         (b'[{"q": 1}, "x"]', ", row 2", "not str"),
         (b'{"q": 1}\n{"p": 1, "r": 1}\n', ":2", "no key 'q'; it has 'p', 'r'"),
         (b"{}\n", ":1", "no key 'q'; it has none"),
+        (b'{"q": "\\ud83d\\ude00"}\n{"q": "a\\ud83d"}\n', ":2", "half of a character, \\ud83d"),
+        (b'[{"q": 1}, {"q": ["\\uDE00"]}]', ", row 2", "half of a character, \\ude00"),
+        (b'{"q": ' + b"[" * 100_000 + b"]" * 100_000 + b"}\n", ":1", "recursion"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path, content, where, message):

@@ -73,6 +73,39 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
     assert figures(out) == figures(whole_run)
 
 
+# Its worker's parent is the driver: the first call, for the evaluation before training, is a Ctrl-C.
+STOPS_THE_RUN = """
+import os, pathlib, signal
+def reward_func(queries, prompts, labels):
+    if not (mark := pathlib.Path(__file__).with_suffix(".done")).exists():
+        mark.touch()
+        os.kill(os.getppid(), signal.SIGINT)
+    return [float(len(query)) for query in queries]
+"""
+
+
+def test_a_run_stopped_before_its_first_step_and_one_that_loses_a_rank(
+    tmp_path, rl_command, run_cli
+):
+    reward, out = tmp_path / "stops.py", tmp_path / "run"
+    reward.write_text(STOPS_THE_RUN)
+    overrides = (*TP2, f"reward.function={reward}", "train.steps=50", "train.save_every=1")
+    command = rl_command(out, *overrides)
+    assert "stopped after step 0" in run_cli(command, status=130)
+
+    run = Started(command)
+    for line in run.process.stdout:
+        if line.startswith("step  2/"):
+            os.kill(run.named(b"ray::ActorWorker"), signal.SIGKILL)
+            break
+    _, errors = run.process.communicate(timeout=120)
+    assert run.process.returncode == 3, errors
+    assert "(ActorWorker) ended unexpectedly" in errors
+    assert "Traceback" not in errors
+    assert run.left() == []
+    assert (out / "checkpoints" / "step-00000002" / "trainer.json").is_file()
+
+
 def test_a_complete_run_is_left_alone(whole_run, rl_command, run_cli):
     before = (whole_run / "metrics.jsonl").read_bytes()
     text = run_cli(rl_command(whole_run, *TP2, f"train.steps={STEPS}"), timeout=60)
@@ -91,16 +124,27 @@ def test_exported_model_answers_as_the_actor_did(whole_run):
         assert out[0, ids.shape[1] :].tolist() == answer["response_ids"]
 
 
-def test_exported_model_loads_in_vllm(whole_run, tmp_path):
-    script = Path(__file__).with_name("greedy_with_vllm.py")
-    out = tmp_path / "answers.json"
+@pytest.fixture(scope="module")
+def vllm_answers(whole_run, tmp_path_factory) -> dict:
+    script = Path(__file__).with_name("answer_with_vllm.py")
+    out = tmp_path_factory.mktemp("vllm") / "answers.json"
     subprocess.run(
         [sys.executable, script, whole_run / "model", whole_run / "evaluation.jsonl", out],
         check=True,
         timeout=180,
     )
+    return json.loads(out.read_text())
+
+
+def test_exported_model_loads_in_vllm(whole_run, vllm_answers):
     expected = [answer["response_ids"] for answer in _last_answers(whole_run)]
-    assert json.loads(out.read_text()) == expected
+    assert vllm_answers["again"] == expected
+
+
+def test_engine_samples_more_prompt_tokens_than_one_pass_takes(vllm_answers):
+    """Seeded requests: a prompt that is taken in pieces would end vLLM's CPU backend."""
+    assert [len(group) for group in vllm_answers["long"]] == [2] * 48
+    assert vllm_answers["long"] == vllm_answers["long again"]
 
 
 def test_reward_that_raises_shows_the_prompt_and_leaves_no_process(tmp_path, rl_command):
@@ -148,6 +192,11 @@ class Started:
                 break
             time.sleep(0.1)
         return left
+
+    def named(self, start: bytes) -> int:
+        """The process id of a descendant whose command line starts so."""
+        found = (f for f in self._marked() if _read(f / "cmdline").startswith(start))
+        return int(next(found).name)
 
     def count(self) -> int:
         return len(self._marked())

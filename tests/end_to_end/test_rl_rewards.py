@@ -1,12 +1,15 @@
 """A run whose rewards are a function that fails for some prompts and a served one."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 
 import pytest
+import torch
 
+from megarlhf.report.metrics import MetricsLog
 from tests.end_to_end.conftest import figures
 
 # Two of seven prompts cannot be scored.
@@ -55,3 +58,36 @@ def test_reward_of_a_function_and_a_server_with_samples_dropped(
     answers = (tmp_path / "run" / "evaluation.jsonl").read_text().splitlines()
     unscored = [answer for answer in map(json.loads, answers) if answer["reward"] is None]
     assert all("plus two?" in a["prompt"] or "plus five?" in a["prompt"] for a in unscored)
+
+
+def test_reward_models_on_ranks_of_their_own(tmp_path, model_dir, rl_command, run_cli):
+    """Two stages; the scores are those of Hugging Face's model for the tokens that were sampled."""
+    from transformers import AutoModelForSequenceClassification
+
+    directory = tmp_path / "rm"
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_dir, num_labels=1, pad_token_id=0
+    )
+    model.save_pretrained(directory)
+    for file in model_dir.glob("token*"):
+        shutil.copy(file, directory)
+    out = tmp_path / "run"
+    run_cli(
+        rl_command(
+            out,
+            f"reward.models=[judge={directory}]",
+            "reward.weights=[0.0, 1.0]",
+            "reward.parallel.pipeline=2",
+            "cluster.reward_ranks=2",
+            "train.steps=1",
+        )
+    )
+    rows = [json.loads(line) for line in (out / "evaluation.jsonl").read_text().splitlines()]
+    for row in rows[:8]:
+        ids = torch.tensor([row["prompt_ids"] + row["response_ids"]])
+        with torch.no_grad():
+            expected = model.score(model.model(ids).last_hidden_state)[0, -1, 0]
+        assert row["reward"] == pytest.approx(expected.item(), abs=1e-5)
+    (metrics,) = [row for row in MetricsLog.read(out) if "reward" in row]
+    assert metrics["reward_from_judge"] == pytest.approx(metrics["reward"])

@@ -113,6 +113,26 @@ def load_then_train(rank, world, path, parallel, sequences, directory, settings)
     return train(engine, sequences, 3)
 
 
+def refusal_to_save(rank, world, path, directory):
+    """The `UserError` that saving raises where no file may be larger than 1,000 bytes."""
+    import resource
+
+    from megarlhf.engine import checkpoint
+    from megarlhf.errors import UserError
+
+    engine = build(rank, world, path, {})
+    train(engine, make_sequences(101, (9, 12)), 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        checkpoint.save(engine, Path(directory))
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    return ""
+
+
 def refusal_to_load(rank, world, path, directory):
     """The `UserError` that loading raises."""
     from megarlhf.engine import checkpoint

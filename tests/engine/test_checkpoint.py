@@ -79,6 +79,12 @@ def test_half_a_checkpoint_is_refused(ranks, llamas, saved, tmp_path):
     assert refusal.startswith(f"{tmp_path}: not a whole checkpoint")
 
 
+def test_a_disk_that_is_full_is_said(ranks, llamas, tmp_path):
+    (refusal,) = ranks.run(1, jobs.refusal_to_save, llamas[False], tmp_path)
+    assert refusal.startswith(f"{tmp_path}: cannot write: File too large")
+    assert not (tmp_path / "metadata.json").exists()
+
+
 def test_metadata_json_is_written_last(saved):
     """What tells a whole checkpoint from half of one."""
     directory, _ = saved("tp2.pp2.sp", True)

@@ -15,6 +15,7 @@ from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import make_groups
+from megarlhf.parallel.pool import RankFailure
 from megarlhf.parallel.topology import Topology
 from tests.engine import jobs
 from tests.models.tiny import read_tensors
@@ -160,3 +161,42 @@ def test_a_mixture_leaves_no_process_group_behind(ranks, models, family, paralle
     ranks.run(2, train_and_leave, models[family], parallel)
     after = ranks.run(2, count_threads)
     assert all(now <= then + 2 for now, then in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world", "parallel"),
+    [
+        (1, {}),
+        (2, {"overlap": True}),
+        (4, {"expert": 2, "tensor": 2, "sequence": True}),
+    ],
+    ids=["one", "dp2.overlap", "ep2.tp2.sp"],
+)
+def test_grouped_experts_compute_what_single_ones_do(ranks, models, world, parallel):
+    """Seen: log-probabilities within 2e-6, losses within 2e-7, norms within 5e-7."""
+    sequences = jobs.make_sequences(101, LENGTHS)
+    (single, steps), (grouped, grouped_steps) = (
+        ranks.run(
+            world,
+            run_engine,
+            models["qwen3-moe"],
+            parallel,
+            ModelConfig(dtype="float32", experts=experts),
+            sequences,
+            3,
+            None,
+        )[0]
+        for experts in ("sequential", "grouped")
+    )
+    for index, values in single.items():
+        assert grouped[index] == pytest.approx(values, abs=1e-5)
+    for ours, theirs in zip(grouped_steps, steps, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-6)
+
+
+def test_experts_that_cannot_be_grouped_are_refused(ranks, models):
+    settings = ModelConfig(dtype="bfloat16", experts="grouped")
+    parallel = {"tensor": 2, "sequence": True}
+    with pytest.raises(RankFailure, match="multiple of 16 bytes") as refused:
+        ranks.run(2, run_engine, models["qwen3-moe"], parallel, settings, [], 0, None)
+    assert refused.value.__cause__.where == "model.experts"

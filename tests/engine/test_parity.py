@@ -165,3 +165,17 @@ def test_a_batch_without_trained_tokens_is_refused(ranks, llamas):
     sequences[0].loss_mask = [0.0] * 5
     (refusal,) = ranks.run(1, jobs.refusal_to_train, llamas[False], sequences)
     assert "every loss_mask is zero" in refusal
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_gpu_trains_as_hugging_face_does(ranks, llamas, dtype):
+    """One rank; more need more devices. bf16 rounds to 3 digits, parameters keep fp32 copies."""
+    sequences = jobs.make_sequences(101, LENGTHS, weighted=True)
+    settings = {"dtype": dtype}
+    outcome = ranks.run(1, jobs.logprobs_and_train, llamas[False], {}, sequences, 2, settings, 0.8)
+    expected = hugging_face(llamas[False], LENGTHS, 2, weighted=True, temperature=0.8)
+    tolerance = 1e-5 if dtype == "float32" else 3e-2
+    for ours, theirs in zip(outcome[0][1], expected[1], strict=True):
+        for name, value in theirs.items():
+            assert ours[name] == pytest.approx(value, rel=tolerance), name

@@ -4,8 +4,10 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.errors import UserError
+from megarlhf.parallel.context import zigzag_indices
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+from megarlhf.parallel.ring_attention import packed_attention
 
 
 def megatron_groups(rank, world, layouts):
@@ -54,8 +56,18 @@ def shard_logprobs(rank, world, shards, targets, upstream, settings):
     logprobs, entropy = vocab_parallel_logprobs(
         logits, targets, group=dist.group.WORLD, with_entropy=True, **settings
     )
-    logprobs.backward(upstream)
-    return logprobs.detach(), entropy, logits.grad
+    torch.autograd.backward((logprobs, entropy), (upstream, upstream.flip(0)))
+    return logprobs.detach(), entropy.detach(), logits.grad
+
+
+def ring_attention(rank, world, tensors, lengths, scale):
+    """This rank's part of the output and of the gradients of query, key and value."""
+    mine = zigzag_indices(lengths, rank, world)
+    *leaves, upstream = (tensor[mine].requires_grad_() for tensor in tensors)
+    local = [length // world for length in lengths]
+    out = packed_attention(*leaves, local, scale=scale, group=dist.group.WORLD)
+    out.backward(upstream.detach())
+    return [out.detach(), *(leaf.grad for leaf in leaves)]
 
 
 def agree(rank, world):

@@ -24,14 +24,17 @@ def draw(columns=V, dtype=torch.float64, seed=0):
     return logits.to(dtype), targets, upstream
 
 
-def reference(logits, targets, upstream, temperature=1.0):
+def reference(logits, targets, upstream, temperature=1.0, entropy_upstream=None):
     """Values, entropy and gradient in fp64 from the unpadded columns; the gradient of padding is 0."""
     whole = logits.detach().double().clone().requires_grad_()
     log_p = (whole[:, :V] / temperature).log_softmax(-1)
     picked = log_p.gather(1, targets[:, None]).squeeze(1)
-    picked.backward(upstream)
-    entropy = -(log_p.exp() * log_p).sum(-1).detach()
-    return picked.detach(), entropy, whole.grad
+    entropy = -(log_p.exp() * log_p).sum(-1)
+    total = (picked * upstream).sum()
+    if entropy_upstream is not None:
+        total = total + (entropy * entropy_upstream).sum()
+    total.backward()
+    return picked.detach(), entropy.detach(), whole.grad
 
 
 def close(ours, theirs, tolerance):
@@ -70,6 +73,17 @@ def test_gradcheck():
     )
 
 
+def test_gradcheck_with_the_entropy():
+    logits, targets, _ = draw(V + 2)
+    logits.requires_grad_()
+
+    def both(x):
+        return vocab_parallel_logprobs(x, targets, vocab_size=V, temperature=0.7, with_entropy=True)
+
+    torch.autograd.gradcheck(both, (logits,))
+    torch.autograd.gradcheck(lambda x: both(x)[1], (logits,))
+
+
 def test_large_logits_neither_overflow_nor_vanish():
     logits = torch.tensor([[3e4, 3e4 - 1.0, -3e4]], requires_grad=True)
     values, entropy = vocab_parallel_logprobs(
@@ -97,7 +111,7 @@ def shards_of(logits, size):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_ranks_compute_log_softmax_together(ranks, world, width, temperature):
     logits, targets, upstream = draw(world * width)
-    expected = reference(logits, targets, upstream, temperature)
+    expected = reference(logits, targets, upstream, temperature, upstream.flip(0))
     settings = {"vocab_size": V, "temperature": temperature}
     found = ranks.run(
         world, jobs.shard_logprobs, shards_of(logits, width), targets, upstream, settings
@@ -113,7 +127,7 @@ def test_ranks_compute_log_softmax_together(ranks, world, width, temperature):
 
 def test_bfloat16_logits_give_float32_values_and_bfloat16_gradients(ranks):
     logits, targets, upstream = draw(12, torch.bfloat16)
-    expected = reference(logits, targets, upstream)
+    expected = reference(logits, targets, upstream, entropy_upstream=upstream.flip(0))
     found = ranks.run(
         2, jobs.shard_logprobs, shards_of(logits, 6), targets, upstream.float(), {"vocab_size": V}
     )
@@ -140,4 +154,17 @@ def test_no_float32_copy_of_the_logits_is_kept_for_the_backward_pass():
         vocab_parallel_logprobs(logits, targets, vocab_size=V)
     assert any(tensor.data_ptr() == logits.data_ptr() for tensor in saved)
     others = [tensor for tensor in saved if tensor.data_ptr() != logits.data_ptr()]
-    assert others and all(tensor.numel() == T for tensor in others)
+    assert others and all(tensor.numel() in (0, T) for tensor in others)
+
+
+@pytest.mark.gpu
+def test_gpu_computes_log_softmax():
+    logits, targets, upstream = draw(dtype=torch.float32)
+    expected = reference(logits, targets, upstream)
+    leaf = logits.cuda().requires_grad_()
+    logprobs, entropy = vocab_parallel_logprobs(
+        leaf, targets.cuda(), vocab_size=V, group=None, with_entropy=True
+    )
+    logprobs.backward(upstream.float().cuda())
+    for ours, theirs in zip((logprobs, entropy, leaf.grad), expected, strict=True):
+        close(ours.detach().cpu(), theirs, 1e-5)

@@ -96,8 +96,15 @@ def test_a_users_error_on_a_rank_is_the_users_error(ranks, parity):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--steps", "0"], ["--max-ranks", "-1"], ["--dtype", "float16"], []],
-    ids=["steps", "ranks", "dtype", "no-model"],
+    [
+        ["--steps", "0"],
+        ["--max-ranks", "-1"],
+        ["--dtype", "float16"],
+        ["--tolerance", "nan"],  # nothing is greater: every layout would be right
+        ["--timeout", "0"],
+        [],
+    ],
+    ids=["steps", "ranks", "dtype", "tolerance", "timeout", "no-model"],
 )
 def test_bad_options_are_refused(arguments, capsys):
     model = ["--model", os.devnull] if arguments else []
@@ -108,4 +115,4 @@ def test_bad_options_are_refused(arguments, capsys):
 
 def test_a_bad_layout_is_status_2(models, capsys):
     assert cli.main(["parity", "--model", str(models[False]), "--layouts", "tp3"]) == 2
-    assert "nearest that it can: tp2" in capsys.readouterr().err
+    assert "nearest that it can: tp4, tp2" in capsys.readouterr().err

@@ -146,3 +146,8 @@ def test_every_possible_layout_can_deal_the_batch(vocab):
 
 def test_sequences_fit_the_models_positions():
     assert max(make_batch(101, 16, [ONE_RANK]).lengths) == 16
+
+
+def test_a_models_padding_is_not_in_the_batch():
+    batch = make_batch(5, 128, [ONE_RANK], without=3)
+    assert {token for s in batch.sequences for token in s.token_ids} == {0, 1, 2, 4}

@@ -39,6 +39,7 @@ def test_no_file(tmp_path):
         ("def reward_func(:\n", ["does not run", "SyntaxError"]),
         ("import no_such_module\n", ["does not run", "No module named 'no_such_module'"]),
         ("1 / 0\n", ["does not run", "ZeroDivisionError"]),
+        ("raise SystemExit(3)\n", ["does not run", "SystemExit(3)"]),
         ("def reward(q, p, l): ...\n", ["no reward_func", "reward_func(queries, prompts, labels)"]),
         ("reward_func = 3\n", ["no reward_func"]),
         ("def reward_func(q, p): ...\n", ["cannot be called", "too many positional arguments"]),

@@ -26,6 +26,7 @@ def reward_func(queries, prompts, labels):
                 print(os.getpid(), child.pid, file=file)
             time.sleep(60)
         if "die" in query: os.kill(os.getpid(), signal.SIGKILL)
+        if "exit at once" in query: os._exit(3)
         if "exit" in query: sys.exit(3)
         if "raise" in query: raise ValueError(query)
         if "nan" in query: return [float("nan")] * len(queries)
@@ -94,8 +95,9 @@ def test_an_async_function_keeps_its_event_loop(write, score):
     [
         ("hang", "did not return within 1 s"),
         ("die", "ended its process (SIGKILL)"),
-        ("exit", "ended its process (exit status 3)"),
-        ("raise", "raised ValueError('p1:raise') (reward.py:12)"),
+        ("exit at once", "ended its process (exit status 3)"),
+        ("exit", "raised SystemExit(3) (reward.py:12)"),
+        ("raise", "raised ValueError('p1:raise') (reward.py:13)"),
         ("nan", "returned nan"),
     ],
 )

@@ -83,6 +83,8 @@ def test_the_same_run_goes_on(claim):
         "output.tensorboard=false",
         "output.sampled_rollouts=0",
         "cluster.actor_ranks=4",
+        "model.parallel.tensor=2",
+        "rollout.engines=2",
     ],
 )
 def test_length_rhythm_and_place_may_change(claim, override):

@@ -1,0 +1,105 @@
+"""What one rank of any model does: meets the others, keeps the files.
+
+Plain classes: Ray runs one in each process, and so could torchrun.
+"""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.config.schema import ModelConfig, RLConfig
+from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine import checkpoint
+from megarlhf.engine.loss import TokenLoss
+from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.models.build import DTYPES
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.export import export_huggingface
+from megarlhf.parallel.groups import join_world, make_groups
+from megarlhf.parallel.topology import Topology
+
+
+class ModelWorker:
+    """One rank of a trained model. A subclass says which model, and builds it.
+
+    Args:
+        config: The run's configuration.
+        rank: This rank.
+        world: Number of ranks of this model.
+        threads: torch threads on a CPU machine.
+
+    Attributes:
+        engine: The trained model, once `start` has built it.
+    """
+
+    engine: ModelEngine
+
+    def __init__(self, config: RLConfig, rank: int, world: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.config, self.rank, self.world = config, rank, world
+        self.model = self.describe(config)
+        self.topology = Topology.of(self.model.parallel, world)
+
+    @staticmethod
+    def describe(config: RLConfig) -> ModelConfig:
+        """The model in a run's configuration."""
+        raise NotImplementedError
+
+    def build(self) -> None:
+        """Build and load everything, the rank being among the others."""
+        raise NotImplementedError
+
+    def free_port(self, host: str) -> int:
+        """A free port of this machine's address ``host``."""
+        with socket.socket() as probe:
+            probe.bind((host, 0))
+            return probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> None:
+        """Join the other ranks, then `build`."""
+        join_world(self.rank, self.world, host, port)
+        self._groups = make_groups(self.topology, self.config.train.seed)
+        self.build()
+
+    def new_engine(self, spec: ModelSpec, **kwargs: Any) -> ModelEngine:
+        """A model of ``spec`` on these ranks; further arguments are `ModelEngine`'s."""
+        return ModelEngine(
+            spec,
+            self.model,
+            self.topology,
+            self._groups,
+            self.rank,
+            micro_batch_tokens=self.config.train.micro_batch_tokens,
+            **kwargs,
+        )
+
+    def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
+        """See `ModelEngine.train_step`."""
+        return self.engine.train_step(sequences, loss, lr=lr)
+
+    def save(self, directory: str) -> None:
+        """Write a checkpoint into an existing directory."""
+        checkpoint.save(self.engine, Path(directory))
+
+    def load(self, directory: str) -> None:
+        """Restore a checkpoint."""
+        checkpoint.load(self.engine, Path(directory))
+
+    def export(self, directory: str) -> None:
+        """Write the model as a Hugging Face checkpoint, in its training dtype."""
+        export_huggingface(
+            self.engine.spec,
+            self.topology,
+            self.rank,
+            self.engine.chunks,
+            Path(directory),
+            DTYPES[self.model.dtype],
+        )
+
+    def stop(self) -> None:
+        """Leave the process group."""
+        if dist.is_initialized():
+            dist.destroy_process_group()

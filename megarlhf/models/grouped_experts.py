@@ -1,0 +1,61 @@
+"""All experts of a rank in two grouped matrix products, on any device that torch has them for."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from megarlhf.parallel import device
+
+device.prepare()
+from megatron.core.transformer.moe.experts import SequentialMLP  # noqa: E402
+
+ALIGNMENT = 16  # bytes to which torch's kernels want each row to begin
+
+
+class GroupedExperts(SequentialMLP):
+    """Megatron's experts, same parameters and same function, computed together.
+
+    Many small experts leave a GPU idle when they run one by one. The weights are stacked in each pass:
+    a copy at memory speed, which is little beside the products (with 128 experts of 4.7 million
+    parameters and 8192 tokens to 8 experts each, a fortieth of the time on an H100).
+
+    T tokens in the order of their experts, H hidden, F an expert's width on this rank.
+    """
+
+    def forward(
+        self,
+        permuted_local_hidden_states: torch.Tensor,
+        tokens_per_expert: torch.Tensor,
+        permuted_probs: torch.Tensor,
+    ) -> tuple[torch.Tensor, None]:
+        """Outputs times routing weights.
+
+        Args:
+            permuted_local_hidden_states: [T, H].
+            tokens_per_expert: Integers, one an expert of this rank; they sum to T.
+            permuted_probs: [T], the routing weights.
+        """
+        tokens = permuted_local_hidden_states
+        ends = tokens_per_expert.to(tokens.device).cumsum(0).to(torch.int32)
+        gate, up = self._product("linear_fc1", tokens, ends).chunk(2, dim=-1)
+        inner = self.config.activation_func(gate) * up * permuted_probs.unsqueeze(-1)
+        return self._product("linear_fc2", inner.to(tokens.dtype), ends), None
+
+    def _product(self, name: str, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
+        """[T, in] times each expert's own [out, in] -> [T, out]."""
+        linears = [getattr(expert, name) for expert in self.local_experts]
+        stacked = torch.stack([_weight_of(linear) for linear in linears])
+        return F.grouped_mm(tokens, stacked.transpose(1, 2), offs=ends)
+
+
+def _weight_of(linear: nn.Module) -> torch.Tensor:
+    """Its weight, once what waits for its forward pass (an overlapped gathering) has had its turn."""
+    for hook in linear._forward_pre_hooks.values():
+        hook(linear, ())
+    return linear.weight
+
+
+def can_group(dtype: torch.dtype, *widths: int) -> bool:
+    """Whether torch has grouped products for a dtype and for matrices with these row lengths."""
+    supported = {torch.bfloat16} if torch.cuda.is_available() else {torch.bfloat16, torch.float32}
+    return dtype in supported and all(width * dtype.itemsize % ALIGNMENT == 0 for width in widths)

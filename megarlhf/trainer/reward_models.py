@@ -1,0 +1,25 @@
+"""The reward models of an RL run on Megatron ranks of their own."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.schema import RLConfig
+from megarlhf.engine.reward_worker import RewardWorker
+from megarlhf.rewards.mix import Rewards
+from megarlhf.rewards.model_scorer import ModelScorer
+
+
+def start_reward_models(config: RLConfig, rewards: Rewards) -> None:
+    """Start the ranks of every reward model, which are up and in use when this returns."""
+    for scorer in rewards.scorers:
+        if isinstance(scorer, ModelScorer):
+            one = replace(config, reward=replace(config.reward, models=(scorer.where,)))
+            group = WorkerGroup(RewardWorker, one, config.cluster.reward_ranks)
+            group.start()
+            scorer.use(partial(_scores, group))
+
+
+def _scores(group: WorkerGroup, token_ids: Sequence[Sequence[int]]) -> dict[int, float]:
+    return group.merged("scores", token_ids)
