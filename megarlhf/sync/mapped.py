@@ -7,8 +7,7 @@ of one byte.
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,9 +16,8 @@ from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import Link
 from megarlhf.sync.messages import Read
 from megarlhf.sync.plan import Bucket, Move
-
-SLOTS = 2
-ALIGNMENT = 64  # bytes; of each parameter in a slot
+from megarlhf.sync.signals import Signals
+from megarlhf.sync.slots import SLOTS, Places, places_of, view
 
 
 class Memory(Protocol):
@@ -43,76 +41,6 @@ class Memory(Protocol):
         """Every other process has attached: the name of the memory is no longer needed."""
 
 
-class _Signals:
-    """Messages of one byte. None waits for its receiver: both ends may be about to send one."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self._pending: list[tuple[Any, torch.Tensor]] = []
-
-    def give(self, peers: Iterable[int]) -> None:
-        """Start sending one to each."""
-        for peer in peers:
-            token = torch.ones(1, dtype=torch.uint8)
-            self._pending.append((self._link.send(token, peer), token))
-
-    def wait(self, peers: Iterable[int]) -> None:
-        """For one of each."""
-        tokens = [(peer, torch.empty(1, dtype=torch.uint8)) for peer in peers]
-        for work in [self._link.receive(token, peer) for peer, token in tokens]:
-            work.wait()
-
-    def flush(self) -> None:
-        """Wait until all that were given have been received."""
-        while self._pending:
-            self._pending.pop(0)[0].wait()
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where the parameters of a bucket lie that are not live.
-
-    Attributes:
-        turn: The how-manieth use of a slot it is, from 0.
-        offsets: First byte of each parameter in the slot.
-    """
-
-    turn: int
-    offsets: dict[str, int]
-
-    @property
-    def slot(self) -> str:
-        """Name of the slot among the shared tensors."""
-        return f"slot{self.turn % SLOTS}"
-
-
-def _places(plan: list[Bucket], staged: Mapping[str, int]) -> tuple[list[_Places | None], int]:
-    """The place of every bucket's staged parameters, None where there are none; and a slot's bytes.
-
-    Args:
-        plan: The buckets.
-        staged: Bytes of each parameter that is not written in place.
-    """
-    places: list[_Places | None] = []
-    count = most = 0
-    for bucket in plan:
-        offsets, end = {}, 0
-        for name in bucket.names:
-            if name in staged:
-                offsets[name] = end
-                end += -(-staged[name] // ALIGNMENT) * ALIGNMENT
-        places.append(_Places(count, offsets) if offsets else None)
-        count += bool(offsets)
-        most = max(most, end)
-    return places, most
-
-
-def _view(
-    slot: torch.Tensor, offset: int, shape: tuple[int, ...], dtype: torch.dtype
-) -> torch.Tensor:
-    return slot[offset : offset + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
-
-
 class MappedOutlet:
     """A trainer rank's end towards one engine.
 
@@ -133,7 +61,7 @@ class MappedOutlet:
         rank: int,
     ) -> None:
         self._link, self._memory, self._dtype = link, memory, dtype
-        self._signals = _Signals(link)
+        self._signals = Signals(link)
         self._workers = [worker for worker, ranks in senders.items() if rank in ranks]
         self._open: dict[int, tuple[dict[str, torch.Tensor], dict[str, tuple[int, ...]]]] = {}
         for worker in self._workers:
@@ -148,7 +76,7 @@ class MappedOutlet:
         self._places = {}
         for worker, (_, staged) in self._open.items():
             sizes = {name: math.prod(s) * self._dtype.itemsize for name, s in staged.items()}
-            self._places[worker] = _places(plan, sizes)[0]
+            self._places[worker] = places_of(plan, sizes)[0]
         self._free = dict.fromkeys(self._open, 0)  # turns that each worker is done with
         self._signals.wait([self._link.worker(worker) for worker in self._workers])
 
@@ -166,7 +94,7 @@ class MappedOutlet:
                 targets[name] = tensors[name]
             elif name not in targets:
                 slot, shape = tensors[places.slot], tuple(staged[name])
-                targets[name] = _view(slot, places.offsets[name], shape, self._dtype)
+                targets[name] = view(slot, places.offsets[name], shape, self._dtype)
             target = targets[name][move.target.slices]
             target.copy_(read(move).view(target.shape))
             written += target.nbytes
@@ -210,13 +138,13 @@ class MappedInlet:
         worker: tuple[int, int],
     ) -> None:
         self._landing, self._dtype = landing, dtype
-        self._signals = _Signals(link)
+        self._signals = Signals(link)
         self._senders = sorted({s for bucket in plan for s in bucket.messages[worker]})
         names = [name for bucket in plan for name in bucket.names]
         live = {n: landing.live(n).data for n in names if landing.is_direct(n, dtype)}
         self._staged = {name: landing.shape(name) for name in names if name not in live}
         sizes = {name: math.prod(s) * dtype.itemsize for name, s in self._staged.items()}
-        self._places, most = _places(plan, sizes)
+        self._places, most = places_of(plan, sizes)
         padded = [name for name in self._staged if landing.has_padding(name)]
         if padded:
             raise ValueError(f"{padded}: padding of what is packed is not cleared")
@@ -244,15 +172,13 @@ class MappedInlet:
         places = self._places[self._index[id(bucket)]]
         return dict(self._targets(bucket, places))
 
-    def _targets(
-        self, bucket: Bucket, places: _Places | None
-    ) -> Iterator[tuple[str, torch.Tensor]]:
+    def _targets(self, bucket: Bucket, places: Places | None) -> Iterator[tuple[str, torch.Tensor]]:
         for name in bucket.names:
             if name in self._tensors:
                 yield name, self._tensors[name]
             else:
                 slot = self._tensors[places.slot]
-                yield name, _view(slot, places.offsets[name], self._staged[name], self._dtype)
+                yield name, view(slot, places.offsets[name], self._staged[name], self._dtype)
 
     def done(self, bucket: Bucket) -> None:
         """The bucket's slot may be written again."""
