@@ -147,7 +147,7 @@ class Trainer:
 
     def connect(self, number: int, engine: EngineProcess) -> None:
         """Meet an engine."""
-        engine.call("ready")
+        engine.wait(engine.start("ready"), timeout_s=300)
         info = self.info(number)
         joining = engine.start("join_stream", info.as_dict())
         self._on_every_rank(lambda sender: sender.connect(info, CPU))
