@@ -123,6 +123,10 @@ def _add_parity(commands: Any) -> None:
     parity.add_argument("--max-ranks", type=_positive, default=8, help="of a layout (%(default)s)")
     parity.add_argument("--seed", type=int, default=0, help="of the batch")
     parity.add_argument(
+        "--aux-loss", type=float, default=0.0, help="weight of the routers' load-balancing loss"
+    )
+    parity.add_argument("--z-loss", type=float, default=0.0, help="weight of the routers' z-loss")
+    parity.add_argument(
         "--tolerance",
         type=_positive_number,
         default=1.0,
@@ -199,6 +203,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _run_parity(arguments: argparse.Namespace) -> int:
+    from megarlhf.parity.auxiliary import RoutingLosses
     from megarlhf.parity.tool import Settings, run_parity
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
@@ -210,6 +215,7 @@ def _run_parity(arguments: argparse.Namespace) -> int:
             steps=arguments.steps,
             max_ranks=arguments.max_ranks,
             seed=arguments.seed,
+            routing=RoutingLosses(arguments.aux_loss, arguments.z_loss),
             tolerance=arguments.tolerance,
             timeout_s=arguments.timeout,
             json=arguments.json,

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from megarlhf.engine.optimizer import begin_state
 from megarlhf.errors import UserError, cannot_write, disk_error
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
         for index, chunk in enumerate(engine.chunks)
     }
     if engine.optimizer is not None:
+        begin_state(engine.optimizer)
         models = state["model0"] if len(engine.chunks) == 1 else dict(state)
         _count_padding_as_data(engine)
         state["optimizer"] = engine.optimizer.sharded_state_dict(

@@ -23,7 +23,7 @@ class CriticWorker(ModelWorker):
         )
 
     def build(self) -> None:
-        """Build the critic; from a language model its head begins at zero."""
+        """Build the critic; a language model gets a new head."""
         self.engine = self.new_engine(
             ModelSpec.read_scalar(self.model.path), optimizer=self.config.critic.optimizer
         )

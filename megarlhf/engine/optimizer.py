@@ -57,6 +57,21 @@ def make_optimizer(
     return optimizer
 
 
+@torch.no_grad()
+def begin_state(optimizer: Any) -> None:
+    """Give an optimizer that has made no step the moments it would begin with: zeros.
+
+    megatron-core 0.16.1 cannot save one without.
+    """
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        for group in part.optimizer.param_groups:
+            for parameter in group["params"]:
+                state = part.optimizer.state[parameter]
+                if not state:
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+
+
 def state_tensors(optimizer: Any) -> list[torch.Tensor]:
     """What the optimizer keeps beside the model: moments, and main copies of bf16 parameters."""
     tensors = []

@@ -8,13 +8,18 @@ from torch import nn
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.parallel import device
 from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.scored_attention import Scoring
 
 device.prepare()
 from megatron.core.transformer.module import MegatronModule  # noqa: E402
+from megatron.core.transformer.utils import is_layer_window_attention  # noqa: E402
 
 
 class PackedAttention(MegatronModule):
     """Causal attention inside each packed sequence, none across; GQA; over a ring under CP.
+
+    A layer with a window (Megatron's ``window_size`` and ``window_attn_skip_freq``) or a soft cap of
+    its scores computes them explicitly where that gives other results than the flash kernel.
 
     Shapes: T packed tokens, n heads and g key/value heads of this rank, d head size, of which values
     may have another: e. Latent attention gives tensors without the dimension of size 1.
@@ -23,11 +28,17 @@ class PackedAttention(MegatronModule):
     def __init__(
         self,
         config: Any,
+        layer_number: int,
         softmax_scale: float | None = None,
+        soft_cap: float | None = None,
         pg_collection: Any = None,
         **_: Any,
     ) -> None:
         super().__init__(config=config)
+        layers, window = config.window_attn_skip_freq, None
+        if is_layer_window_attention(config.window_size, layers, layer_number):
+            window = config.window_size[0] + 1  # Megatron's number is of tokens before this one
+        self.scoring = Scoring(cap=soft_cap, window=window)
         self.softmax_scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
         self.group = pg_collection.cp
 
@@ -49,6 +60,7 @@ class PackedAttention(MegatronModule):
             packed_seq_params.lengths,
             scale=self.softmax_scale,
             group=self.group,
+            scoring=self.scoring,
         )
         return out[..., : value.shape[-1]].flatten(1)[:, None]
 

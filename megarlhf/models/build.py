@@ -1,6 +1,7 @@
 """A Megatron-Core GPTModel for a model spec and a topology, on this rank."""
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +21,18 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
 # Settings of the model's construction that are no fields of Megatron's TransformerConfig.
-_BUILD_SETTINGS = ("vocab_size", "max_sequence_length", "tied_embeddings", "activation_func")
-_ACTIVATIONS = {"silu": F.silu}
+_BUILD_SETTINGS = (
+    "vocab_size",
+    "max_sequence_length",
+    "tied_embeddings",
+    "activation_func",
+    "score_scale",
+    "embedding_scale",
+    "logit_soft_cap",
+    "attention_soft_cap",
+    "post_norms",
+)
+_ACTIVATIONS = {"silu": F.silu, "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh")}
 _RECOMPUTE = {
     "none": {},
     "selective": {"recompute_granularity": "selective"},
@@ -70,6 +81,8 @@ def transformer_config(
         variable_seq_lengths=topology.pp > 1,  # packs differ in length
         moe_token_dispatcher_type="alltoall",  # variable lengths want it even without experts
         moe_grouped_gemm=_are_grouped(spec, topology, DTYPES[dtype], experts),
+        # Hugging Face's routers compute in float32, whatever the model does.
+        moe_router_dtype="fp64" if dtype == "float64" else "fp32",
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=aux_loss_coef,
         moe_z_loss_coeff=z_loss_coef or None,
@@ -89,7 +102,8 @@ def transformer_config(
 def _softmax_scale(spec: ModelSpec) -> float:
     """Of the scores. A factor of sine and cosine is in both queries and keys: here it is squared."""
     head_dim = int(spec.settings["kv_channels"])
-    return head_dim**-0.5 * frequencies(spec.hf_config, head_dim)[1] ** 2
+    scale = spec.settings.get("score_scale") or head_dim**-0.5
+    return scale * frequencies(spec.full_config, head_dim)[1] ** 2
 
 
 def _are_grouped(spec: ModelSpec, topology: Topology, dtype: torch.dtype, experts: str) -> bool:
@@ -131,18 +145,22 @@ def build_chunks(
     """This rank's model chunks (one, or ``vpp`` of them), parameters allocated but not set."""
     from megatron.core.models.gpt import GPTModel
 
-    from megarlhf.models.layers import block_spec
+    from megarlhf.models.layers import Extras, block_spec
     from megarlhf.models.scalar_head import ScalarHead
 
     place = topology.coordinates(rank)
     where = device.prepare()
-    angles = frequencies(spec.hf_config, config.kv_channels)
+    angles = frequencies(spec.full_config, config.kv_channels)
+    extras = Extras(
+        post_norms=bool(spec.settings.get("post_norms")),
+        attention_soft_cap=spec.settings.get("attention_soft_cap"),
+    )
     chunks = []
     for index, layers in enumerate(topology.layers_of(spec.num_layers, place.pp)):
         stage = index if topology.vpp > 1 else None
         model = GPTModel(
             config,
-            block_spec(config, [spec.is_mixture(layer) for layer in layers]),
+            block_spec(config, [spec.is_mixture(layer) for layer in layers], extras),
             vocab_size=-(-spec.vocab_size // topology.tp) * topology.tp,
             max_sequence_length=int(spec.settings["max_sequence_length"]),
             pre_process=place.pp == 0 and index == 0,
@@ -159,9 +177,24 @@ def build_chunks(
             model.rotary_pos_emb = PackedRotaryEmbedding(angles[0])
         if spec.scalar_head is not None and model.post_process:
             model.output_layer = ScalarHead(config, groups.tp)
+        _change_ends(model, spec, config.params_dtype)
         chunks.append(model.to(where))
     _mark_tensor_parallel(spec, topology, rank, chunks)
     return chunks
+
+
+def _change_ends(model: "GPTModel", spec: ModelSpec, dtype: torch.dtype) -> None:
+    """What some families do to the embedding's output and to the logits, element by element."""
+    if model.pre_process and (scale := spec.settings.get("embedding_scale")):
+        factor = torch.tensor(scale).to(dtype).item()  # rounded as Hugging Face's is
+        model.embedding.register_forward_hook(lambda _, __, hidden: hidden * factor)
+    cap = spec.settings.get("logit_soft_cap")
+    if model.post_process and cap and spec.scalar_head is None:
+
+        def bend(_: Any, __: Any, output: tuple) -> tuple:
+            return cap * torch.tanh(output[0] / cap), *output[1:]
+
+        model.output_layer.register_forward_hook(bend)
 
 
 def _mark_tensor_parallel(

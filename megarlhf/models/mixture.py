@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from megarlhf.models.group_limited import GroupLimited
 from megarlhf.models.grouped_experts import GroupedExperts
 from megarlhf.parallel import device
 
@@ -50,7 +51,8 @@ class Router(TopKRouter):
     """Top-k router whose auxiliary losses weigh the same in every layout.
 
     An expert bias (DeepSeek-V3, arXiv:2412.19437) is a parameter that is not trained, so that it is
-    loaded, exported and streamed as others are. It stays as it is: changing it changes the policy.
+    loaded, exported and streamed as others are. It stays as it is, in float32: changing it changes
+    the policy.
 
     The load-balancing loss is a mean over the real tokens of the tensor-by-context group. To be divided
     with the loss, which is a sum, it is multiplied by those tokens. What megatron-core 0.16.1 multiplies
@@ -66,7 +68,7 @@ class Router(TopKRouter):
             self.expert_bias = nn.Parameter(bias, requires_grad=False)
         if config.moe_router_group_topk:
             best = 1 if config.moe_router_score_function == "softmax" else 2
-            self.router_replay = _GroupLimited(best)
+            self.router_replay = GroupLimited(best)
 
     def _apply_expert_bias(self, *_: Any, **__: Any) -> None:
         """Count nothing, since the bias stays; megatron-core 0.16.1 also counts padding wrongly."""
@@ -113,30 +115,6 @@ class Router(TopKRouter):
         if padding_mask is not None:
             squares = squares * ~padding_mask
         return moe_utils.MoEAuxLossAutoScaler.apply(logits, coefficient * squares.sum())
-
-
-class _GroupLimited:
-    """Choose experts from the groups whose best ones score highest, as DeepSeek-V2 and V3 do.
-
-    It stands where Megatron asks a recorded run for its choice. Megatron 0.16.1's own choice adds up
-    the best topk / group_topk of a group, which is not V2's rule, and V3's only for its sizes.
-
-    Args:
-        best: How many of a group's experts make its score: V2's 1, V3's 2.
-    """
-
-    def __init__(self, best: int) -> None:
-        self._best = best
-
-    def get_replay_topk(
-        self, scores: torch.Tensor, topk: int, num_groups: int, group_topk: int, _: Any
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Values and indices [tokens, topk] of the chosen of ``scores`` [tokens, experts]."""
-        groups = scores.unflatten(1, (num_groups, -1))
-        chosen = groups.topk(self._best, dim=-1).values.sum(-1).topk(group_topk, dim=-1).indices
-        others = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(1, chosen, False)
-        limited = groups.masked_fill(others[..., None], float("-inf")).flatten(1)
-        return limited.topk(topk, dim=-1)
 
 
 def forget_last_pass(model: nn.Module) -> None:

@@ -1,15 +1,16 @@
 """What a Hugging Face directory says about its model: family, Megatron settings, tensor shapes."""
 
 import json
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import torch
+
 from megarlhf.errors import UserError
 from megarlhf.models.weights import families
 from megarlhf.models.weights.families.common import scalar_head
-from megarlhf.models.weights.family import Entry, Family
+from megarlhf.models.weights.family import Entry, Family, Tensor
 from megarlhf.models.weights.operations import Shape
 
 DEFAULT_SCALAR_HEAD = "score"  # as AutoModelForSequenceClassification names it
@@ -73,6 +74,11 @@ class ModelSpec:
         return spec if spec.scalar_head else cls.read(path, scalar_head=DEFAULT_SCALAR_HEAD)
 
     @property
+    def full_config(self) -> dict:
+        """``config.json`` with what Hugging Face takes for absent keys."""
+        return self.family.fill(self.hf_config)
+
+    @property
     def has_new_head(self) -> bool:
         """Whether a language model's directory is given a scalar head, which it need not contain."""
         is_causal = self.hf_config["architectures"][0].endswith(families.CAUSAL)
@@ -127,15 +133,6 @@ class ModelSpec:
         """Whether input and output embeddings are one tensor."""
         return bool(self.settings["tied_embeddings"])
 
-    def is_skipped(self, name: str) -> bool:
-        """Whether a checkpoint's tensor is of a layer that the model leaves out, by its name.
-
-        DeepSeek-V3's checkpoints have layers that predict further tokens behind the last one.
-        """
-        match = re.match(r"model\.layers\.(\d+)\.", name)
-        extra = int(self.hf_config.get(self.family.extra_layers or "") or 0)
-        return bool(match) and 0 <= int(match[1]) - self.num_layers < extra
-
     @cached_property
     def dims(self) -> dict[str, int]:
         """The family's dimension names, in numbers."""
@@ -155,6 +152,17 @@ class ModelSpec:
     @cached_property
     def tensors(self) -> dict[str, Shape]:
         """Every Hugging Face tensor's shape by name: embedding, then layer by layer, then the head."""
+        return {name: tensor.resolve(self.dims) for name, (_, tensor) in self._sources.items()}
+
+    def dtype_of(self, name: str, dtype: torch.dtype) -> torch.dtype:
+        """What a tensor is written in, in a checkpoint of ``dtype``.
+
+        What is not trained stays in float32: rounded, an expert bias would choose other experts.
+        """
+        return dtype if self._sources[name][0].trained else torch.float32
+
+    @cached_property
+    def _sources(self) -> dict[str, tuple[Entry, Tensor]]:
         layered = [entry for entry in self.entries if entry.per_layer]
         single = [entry for entry in self.entries if not entry.per_layer]
         before = [entry for entry in single if entry.parameter.startswith("embedding.")]
@@ -167,13 +175,13 @@ class ModelSpec:
             if self.has(entry, layer)
         ]
         order += [(entry, 0) for entry in after]
-        shapes: dict[str, Shape] = {}
+        sources: dict[str, tuple[Entry, Tensor]] = {}
         for entry, layer in order:
             for expert in range(self.num_experts if entry.per_expert else 1):
                 for tensor in entry.tensors:
                     name = tensor.name.format(layer=layer, expert=expert)
-                    shapes[name] = tensor.resolve(self.dims)
-        return shapes
+                    sources[name] = (entry, tensor)
+        return sources
 
 
 def _read_json(file: Path) -> dict:

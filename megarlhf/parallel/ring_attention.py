@@ -14,7 +14,10 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
+from megarlhf.parallel.context import zigzag_indices
 from megarlhf.parallel.flash import block_backward, block_forward
+from megarlhf.parallel.ring import Ring
+from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
 
 
 class Run(NamedTuple):
@@ -33,6 +36,7 @@ def packed_attention(
     *,
     scale: float,
     group: dist.ProcessGroup | None = None,
+    scoring: Scoring | None = None,
 ) -> torch.Tensor:
     """Causal attention inside each packed sequence, none across.
 
@@ -43,11 +47,13 @@ def packed_attention(
         lengths: This rank's length of each sequence, host integers; even under context parallelism.
         scale: Of the scores.
         group: Context-parallel group; None, or of size 1, on one rank.
+        scoring: A soft cap or a window of the scores.
 
     Returns:
         [T, n, d].
     """
-    return _PackedRingAttention.apply(query, key, value, tuple(lengths), scale, group)
+    scoring = scoring or Scoring()
+    return _PackedRingAttention.apply(query, key, value, tuple(lengths), scale, group, scoring)
 
 
 def runs_of(lengths: Sequence[int]) -> list[Run]:
@@ -62,9 +68,9 @@ def runs_of(lengths: Sequence[int]) -> list[Run]:
 
 class _PackedRingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, lengths, scale, group):  # noqa: ANN001, ANN205
+    def forward(ctx, query, key, value, lengths, scale, group, scoring):  # noqa: ANN001, ANN205
         runs = runs_of(lengths)
-        ring = _Ring(group)
+        ring = Ring(group)
         wide = torch.promote_types(query.dtype, torch.float32)
         lse = torch.full(query.shape[:2], float("-inf"), dtype=wide, device=query.device)
         if ring.size == 1:  # one block a sequence: nothing to merge
@@ -76,20 +82,20 @@ class _PackedRingAttention(torch.autograd.Function):
             incoming = ring.shift(pair)
             block = _Block.of(ring.rank, source)
             for run in runs:
-                q, k, v = block.cut(run, query, *pair)
-                block_out, block_lse = block_forward(q, k, v, causal=block.causal, scale=scale)
+                kernel = _kernel(block, run, ring, source, scale, scoring)
+                block_out, block_lse = kernel.forward(*block.cut(run, query, *pair))
                 rows = block.query_view(run, out), block.query_view(run, lse[..., None])[..., 0]
                 merge(*rows, block_out, block_lse)
             pair = incoming.wait()
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
-        ctx.runs, ctx.scale, ctx.group = runs, scale, group
+        ctx.runs, ctx.scale, ctx.group, ctx.scoring = runs, scale, group, scoring
         return out
 
     @staticmethod
     def backward(ctx, grad_out):  # noqa: ANN001, ANN205
         query, key, value, out, lse = ctx.saved_tensors
-        ring = _Ring(ctx.group)
+        ring = Ring(ctx.group)
         grad_out = grad_out.contiguous()
         grad_query = torch.zeros(query.shape, dtype=lse.dtype, device=query.device)
         pair = torch.stack((key, value))
@@ -98,14 +104,12 @@ class _PackedRingAttention(torch.autograd.Function):
             incoming = ring.shift(pair)
             block = _Block.of(ring.rank, source)
             for run in ctx.runs:
-                q, k, v = block.cut(run, query, *pair)
-                dq, dk, dv = block_backward(
+                kernel = _kernel(block, run, ring, source, ctx.scale, ctx.scoring)
+                dq, dk, dv = kernel.backward(
                     block.query_view(run, grad_out).contiguous(),
-                    *(q, k, v),
+                    *block.cut(run, query, *pair),
                     block.query_view(run, out).contiguous(),
                     block.query_view(run, lse[..., None])[..., 0].contiguous(),
-                    causal=block.causal,
-                    scale=ctx.scale,
                 )
                 block.query_view(run, grad_query).add_(dq)
                 block.key_view(run, grad_pair[0]).add_(dk)
@@ -117,10 +121,39 @@ class _PackedRingAttention(torch.autograd.Function):
             grad_query.to(query.dtype),
             grad_pair[0].to(key.dtype),
             grad_pair[1].to(value.dtype),
-            None,
-            None,
-            None,
+            *(None,) * 4,
         )
+
+
+class _FlashBlock(NamedTuple):
+    """A block whose only mask is the causal one."""
+
+    causal: bool
+    scale: float
+
+    def forward(self, *heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return block_forward(*heads, causal=self.causal, scale=self.scale)
+
+    def backward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return block_backward(*tensors, causal=self.causal, scale=self.scale)
+
+
+def _kernel(
+    block: "_Block", run: Run, ring: Ring, source: int, scale: float, scoring: Scoring
+) -> _FlashBlock | ScoredBlock:
+    """What computes a block of a run whose keys come from the rank ``source``."""
+    local = (run.end - run.begin) // run.count
+    if not scoring.matters(local * ring.size):
+        return _FlashBlock(block.causal, scale)
+    if ring.size == 1:
+        places = torch.arange(local)
+        return ScoredBlock(scoring, scale, places, places)
+
+    def places_of(rank: int, halves: slice) -> torch.Tensor:
+        return zigzag_indices([local * ring.size], rank, ring.size).view(2, -1)[halves].flatten()
+
+    queries, keys = places_of(ring.rank, block.queries), places_of(source, block.keys)
+    return ScoredBlock(scoring, scale, queries, keys)
 
 
 class _Block(NamedTuple):
@@ -181,47 +214,3 @@ def _assign(
     """The only block is the result."""
     out.copy_(block_out)
     lse.copy_(block_lse)
-
-
-class _Ring:
-    """Passing a tensor on to the next rank of a group, and getting the previous rank's."""
-
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
-        self._group = group
-        self.size = group.size() if group is not None else 1
-        self.rank = group.rank() if group is not None else 0
-        self._steps_left = self.size
-
-    def sources(self) -> list[int]:
-        """Whose keys are here, step by step."""
-        return [(self.rank - step) % self.size for step in range(self.size)]
-
-    def shift(self, tensor: torch.Tensor, *, always: bool = False) -> "_Shift":
-        """Start passing on; nothing travels when the last block is reached (unless ``always``)."""
-        if not always:
-            self._steps_left -= 1
-        if self.size == 1 or (self._steps_left == 0 and not always):
-            return _Shift(tensor, [])
-        received = torch.empty_like(tensor)
-        following = dist.get_global_rank(self._group, (self.rank + 1) % self.size)
-        previous = dist.get_global_rank(self._group, (self.rank - 1) % self.size)
-        works = dist.batch_isend_irecv(
-            [
-                dist.P2POp(dist.isend, tensor, following, self._group),
-                dist.P2POp(dist.irecv, received, previous, self._group),
-            ]
-        )
-        return _Shift(received, works)
-
-
-class _Shift:
-    """A tensor on its way."""
-
-    def __init__(self, tensor: torch.Tensor, works: list) -> None:
-        self._tensor, self._works = tensor, works
-
-    def wait(self) -> torch.Tensor:
-        """The tensor, once it is here and ours has left."""
-        for work in self._works:
-            work.wait()
-        return self._tensor

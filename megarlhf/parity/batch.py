@@ -35,6 +35,7 @@ def make_batch(
     *,
     with_targets: bool = False,
     without: int | None = None,
+    alone: bool = False,
 ) -> Batch:
     """A batch whose sequences can be dealt to the data-parallel ranks of all of the layouts.
 
@@ -50,6 +51,7 @@ def make_batch(
         without: A token id that is left out: a model's padding, to whose embedding Hugging Face
             gives no gradient as an input.
         with_targets: Give every token the `TARGET` of a scalar head.
+        alone: Every sequence is a micro-batch, whatever the layout is.
     """
     rng = random.Random(seed)
     ids = [number for number in range(vocab_size) if number != without]
@@ -66,4 +68,4 @@ def make_batch(
                 fields={TARGET: [rng.gauss(0, 1) for _ in range(length)]} if with_targets else {},
             )
         )
-    return Batch(sequences, MICRO_BATCH_TOKENS)
+    return Batch(sequences, 1 if alone else MICRO_BATCH_TOKENS)

@@ -54,7 +54,13 @@ def _build(rank: int, request: Request) -> ModelEngine:
     kind = DoubleEngine if request.dtype == "float64" else ModelEngine
     return kind(
         ModelSpec.read(request.model),
-        ModelConfig(str(request.model), request.dtype, parallel=layout.parallel),
+        ModelConfig(
+            str(request.model),
+            request.dtype,
+            parallel=layout.parallel,
+            aux_loss_coef=request.routing.balance,
+            z_loss_coef=request.routing.z,
+        ),
         layout.topology,
         make_groups(layout.topology, seed=1),
         rank,

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megarlhf.config.schema import OptimizerConfig
+from megarlhf.parity.auxiliary import RoutingLosses
 from megarlhf.parity.batch import Batch
 from megarlhf.parity.layouts import Layout
 
@@ -23,6 +24,7 @@ class Request:
         dtype: ``float32``, ``bfloat16`` or ``float64``.
         batch: What to run.
         steps: Optimizer steps, the measured one included (float64: only that one is made).
+        routing: Weights of a mixture's auxiliary losses.
         optimizer: Its settings.
         directory: Where each rank writes its outputs and gradients.
         setup: Entered before the model is built and left at the end; for tests, to plant faults.
@@ -33,6 +35,7 @@ class Request:
     dtype: str
     batch: Batch
     steps: int
+    routing: RoutingLosses
     optimizer: OptimizerConfig
     directory: Path
     setup: Setup | None = None

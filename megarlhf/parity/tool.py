@@ -17,6 +17,8 @@ from megarlhf.models.weights.loading import HuggingFaceFiles
 from megarlhf.parallel.pool import RankFailure, RankPool
 from megarlhf.parity import names
 from megarlhf.parity.assemble import LayoutRun
+from megarlhf.parity.auxiliary import NONE as NO_ROUTING_LOSSES
+from megarlhf.parity.auxiliary import RoutingLosses
 from megarlhf.parity.batch import make_batch
 from megarlhf.parity.compare import Comparison, Reference, compare, make_reference
 from megarlhf.parity.huggingface import run_huggingface
@@ -41,6 +43,7 @@ class Settings:
         steps: Optimizer steps; float64 has none.
         max_ranks: Most ranks of a layout.
         seed: Of the batch.
+        routing: Weights of a mixture's auxiliary losses.
         tolerance: What the thresholds are multiplied by.
         timeout_s: The longest a layout may take.
         json: Where to write everything, if anywhere.
@@ -52,6 +55,7 @@ class Settings:
     steps: int = 20
     max_ranks: int = MAX_RANKS
     seed: int = 0
+    routing: RoutingLosses = NO_ROUTING_LOSSES
     tolerance: float = 1.0
     timeout_s: float = 600.0
     json: Path | None = None
@@ -81,6 +85,7 @@ def run_parity(
     """
     spec = ModelSpec.read(settings.model)
     HuggingFaceFiles(spec.path)  # the weights are there
+    settings.routing.check(spec)
     layouts = choose_layouts(settings, spec)
     if settings.json is not None:
         _check_writable(settings.json)
@@ -171,7 +176,8 @@ class _Session:
             layouts,
             settings.seed,
             with_targets=spec.scalar_head is not None,
-            without=spec.hf_config.get("pad_token_id"),
+            without=spec.full_config.get("pad_token_id"),
+            alone=settings.routing.balance > 0,  # this loss is one of a micro-batch
         )
         self._thresholds = thresholds
         self._reference: Reference | None = None
@@ -181,7 +187,9 @@ class _Session:
         """Run a layout; the first must be one rank."""
         began, settings = time.monotonic(), self._settings
         if self._reference is None:
-            hugging_face = run_huggingface(self._spec, settings.dtype, self._batch)
+            hugging_face = run_huggingface(
+                self._spec, settings.dtype, self._batch, settings.routing
+            )
             run, directory = self._run(layout, None)
             modules = names.modules(self._spec.num_layers)
             self._reference = make_reference(run, hugging_face, modules)
@@ -201,6 +209,7 @@ class _Session:
             dtype=self._settings.dtype,
             batch=self._batch,
             steps=self._settings.steps,
+            routing=self._settings.routing,
             optimizer=OPTIMIZER,
             directory=directory,
             setup=setup,

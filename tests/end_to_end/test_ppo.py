@@ -1,9 +1,9 @@
 """PPO on the real stack: the critic on ranks and a layout of its own, stopped and gone on."""
 
-import pytest
+import shutil
 
 from megarlhf.models.spec import ModelSpec
-from megarlhf.report.metrics import MetricsLog
+from tests.end_to_end.conftest import figures
 
 # The actor on one rank, the critic on two stages; one rollout of it is the critic's alone.
 PPO = (
@@ -17,17 +17,21 @@ PPO = (
 
 
 def test_actor_and_critic_learn_and_go_on(tmp_path, rl_command, run_cli):
-    out = tmp_path / "run"
-    run_cli(rl_command(out, *PPO, "train.steps=2"))
-    run_cli(rl_command(out, *PPO, "train.steps=4"))
-    rows = [row for row in MetricsLog.read(out) if "critic_loss" in row]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4]
-    assert "loss" not in rows[0] and all("loss" in row for row in rows[1:])
-    # The new head begins at zero; a critic that was lost on the way would begin so again.
-    assert [row["critic_value"] == 0 for row in rows] == [True, False, False, False]
-    assert rows[1]["logprob_gap"] == pytest.approx(0, abs=2e-6)
-    assert ModelSpec.read(out / "critic").scalar_head == "score"
-    assert ModelSpec.read(out / "model").scalar_head is None
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    settings = (*PPO, "train.steps=3", "train.save_every=1")
+    run_cli(rl_command(whole, *settings))
+    rows = [row for row in figures(whole) if "critic_loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert ["loss" in row for row in rows] == [False, True, True]
+    assert rows[1]["logprob_gap"] < 2e-6
+    assert ModelSpec.read(whole / "critic").scalar_head == "score"
+    assert ModelSpec.read(whole / "model").scalar_head is None
+
+    shutil.copytree(whole, cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(cut / "checkpoints" / "step-00000003")
+    run_cli(rl_command(cut, *settings))
+    assert figures(cut) == figures(whole)
 
 
 def test_a_critic_with_another_tokenizer_is_refused(tmp_path, rl_command, run_cli):

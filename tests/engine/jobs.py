@@ -94,12 +94,12 @@ def refusal_to_train(rank, world, path, sequences):
     return None
 
 
-def save_then_train(rank, world, path, parallel, sequences, directory, settings):
-    """Two steps, a checkpoint, three more steps; the metrics of those."""
+def save_then_train(rank, world, path, parallel, sequences, directory, settings, steps=2):
+    """Some steps, a checkpoint, three more steps; the metrics of those."""
     from megarlhf.engine import checkpoint
 
     engine = build(rank, world, path, parallel, **settings)
-    train(engine, sequences, 2)
+    train(engine, sequences, steps)
     checkpoint.save(engine, Path(directory))
     return train(engine, sequences, 3)
 

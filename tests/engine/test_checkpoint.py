@@ -48,6 +48,15 @@ def test_the_same_layout_goes_on_bit_by_bit(ranks, llamas, saved, layout, tied, 
     assert go_on(ranks, llamas[tied], directory, layout, dtype) == expected
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_model_that_has_made_no_step_goes_on_too(ranks, llamas, tmp_path, dtype):
+    """As an actor's that waits for its critic."""
+    world, parallel = LAYOUTS["dp2"]
+    arguments = (llamas[False], parallel, SEQUENCES, tmp_path, {"dtype": dtype})
+    expected = ranks.run(world, jobs.save_then_train, *arguments, 0)[0]
+    assert go_on(ranks, llamas[False], tmp_path, "dp2", dtype) == expected
+
+
 @pytest.mark.parametrize(
     ("before", "after"),
     [

@@ -39,6 +39,10 @@ MIXTURE = {
 ALL = {**DENSE, **MIXTURE}
 # What a family has beside the others needs few layouts: each says what could be wrong.
 FEW = {
+    "llama-yarn": ("cp2.dp2",),  # the context ranks' angles; the scale of the scores
+    "qwen2-tied": ("tp2.pp2.sp",),  # the copy on the last stage
+    "deepseek-v2": ("ep2.pp2", "ep2.tp2.sp"),  # latents are whole on every rank, heads are cut
+    "deepseek-v3": ("ep2.tp2.sp", "cp2.ep2"),  # values are narrower than keys on the ring
     "qwen2-moe": ("ep2.tp2.sp", "cp2.ep2"),  # the shared expert and its gate are cut, or are not
     "qwen3-moe-mixed": ("ep2.pp2", "ep2.tp2.sp"),  # layers differ within and between stages
 }
@@ -77,7 +81,7 @@ def hugging_face_logprobs(path, sequences):
 
     # "eager": the grouped kernel that it would choose knows no fp64.
     model = AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float64, experts_implementation="eager"
+        path, dtype=torch.float64, experts_implementation="eager", attn_implementation="eager"
     )
     found = {}
     for index, sequence in enumerate(sequences):

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.models import jobs
 from tests.models.tiny import read_tensors
+from tests.models.zoo import write_model
 
 LAYOUTS = {
     "tp2": (2, {"tensor": 2}),
@@ -45,6 +46,19 @@ def test_export_writes_the_models_dtype(ranks, llama, tmp_path):
         assert tensor.dtype == torch.bfloat16
         assert torch.equal(tensor, source[name].bfloat16())
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch.bfloat16
+
+
+def test_an_expert_bias_stays_as_it_is(ranks, tmp_path):
+    """Rounded, it would choose other experts."""
+    source, out = write_model("deepseek-v3", tmp_path / "model"), tmp_path / "out"
+    ranks.run(1, jobs.load_and_export, source, {}, out, "bfloat16")
+    theirs = read_tensors(source)
+    for name, tensor in read_tensors(out).items():
+        kept = name.endswith("e_score_correction_bias")
+        assert tensor.dtype == (torch.float32 if kept else torch.bfloat16)
+        assert torch.equal(tensor, theirs[name] if kept else theirs[name].bfloat16())
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
 
 
 def test_shards_are_written_by_all_ranks_and_indexed(ranks, llama, tmp_path):

@@ -43,8 +43,20 @@ def test_absent_keys_mean_what_they_mean_to_hugging_face(tmp_path):
     ("config", "says"),
     [
         ("{", ["does not parse"]),
-        ({**LLAMA, "architectures": ["GPT2LMHeadModel"]}, ["GPT2LMHeadModel", "LlamaForCausalLM"]),
-        ({**LLAMA, "architectures": None}, ["none named", "LlamaForCausalLM"]),
+        (
+            {**LLAMA, "architectures": ["GPT2LMHeadModel"]},
+            [
+                "GPT2LMHeadModel",
+                "Qwen2ForCausalLM (Llama with biases on q, k and v",
+                "adding-a-model",
+            ],
+        ),
+        ({**LLAMA, "architectures": None}, ["no architecture is named", "LlamaForCausalLM"]),
+        (
+            {**LLAMA, "architectures": [], "model_type": "qwen3_moe"},
+            ["only the model_type 'qwen3_moe'", '"architectures": ["Qwen3MoeForCausalLM"]'],
+        ),
+        ({**LLAMA, "quantization_config": {"bits": 4}}, ["the weights are quantized"]),
         ({**LLAMA, "attention_bias": True}, ["attention_bias=True", "supported: False"]),
         ({**LLAMA, "mlp_bias": True}, ["mlp_bias=True"]),
         ({**LLAMA, "hidden_act": "gelu"}, ["hidden_act='gelu'", "supported: 'silu'"]),

@@ -42,8 +42,8 @@ YARN = {
 FAMILIES = {
     "llama": ("Llama", HEAD),
     "llama-yarn": ("Llama", {**HEAD, "rope_parameters": YARN}),
-    "mistral": ("Mistral", {**HEAD, "sliding_window": None}),
-    "qwen2": ("Qwen2", {}),
+    "mistral": ("Mistral", {**HEAD, "sliding_window": 8}),
+    "qwen2": ("Qwen2", {"use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1}),
     "qwen2-tied": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", HEAD),
     "mixtral": (
@@ -66,6 +66,17 @@ FAMILIES = {
         },
     ),
     "deepseek-v3": ("DeepseekV3", {**LATENT, "q_lora_rank": 28}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 16,  # not hidden_size / num_attention_heads
+            "query_pre_attn_scalar": 12,
+            "sliding_window": 8,
+            "attn_logit_softcapping": 1.5,  # so low that they bend
+            "final_logit_softcapping": 2.0,
+            "tie_word_embeddings": True,
+        },
+    ),
 }
 MIXTURES = {name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings}
 

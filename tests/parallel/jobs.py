@@ -60,12 +60,12 @@ def shard_logprobs(rank, world, shards, targets, upstream, settings):
     return logprobs.detach(), entropy.detach(), logits.grad
 
 
-def ring_attention(rank, world, tensors, lengths, scale):
+def ring_attention(rank, world, tensors, lengths, scale, scoring=None):
     """This rank's part of the output and of the gradients of query, key and value."""
     mine = zigzag_indices(lengths, rank, world)
     *leaves, upstream = (tensor[mine].requires_grad_() for tensor in tensors)
     local = [length // world for length in lengths]
-    out = packed_attention(*leaves, local, scale=scale, group=dist.group.WORLD)
+    out = packed_attention(*leaves, local, scale=scale, group=dist.group.WORLD, scoring=scoring)
     out.backward(upstream.detach())
     return [out.detach(), *(leaf.grad for leaf in leaves)]
 

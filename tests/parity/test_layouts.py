@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megarlhf.config.schema import ParallelConfig
+from megarlhf.data.packing import partition
 from megarlhf.errors import UserError
 from megarlhf.parallel.topology import Topology
 from megarlhf.parity.batch import MICRO_BATCH_TOKENS, make_batch
@@ -125,8 +126,6 @@ def test_the_default_layouts_follow_the_model():
 
 @pytest.mark.parametrize("vocab", [2, 101])
 def test_every_possible_layout_can_deal_the_batch(vocab):
-    from megarlhf.data.packing import partition
-
     layouts = list(possible(MODEL))
     batch = make_batch(vocab, 128, layouts)
     assert batch.sequences == make_batch(vocab, 128, layouts).sequences
@@ -146,6 +145,12 @@ def test_every_possible_layout_can_deal_the_batch(vocab):
 
 def test_sequences_fit_the_models_positions():
     assert max(make_batch(101, 16, [ONE_RANK]).lengths) == 16
+
+
+def test_a_sequence_can_have_a_micro_batch_for_itself():
+    batch = make_batch(101, 128, [ONE_RANK], alone=True)
+    shares = partition(batch.lengths, dp_size=2, max_tokens=batch.micro_batch_tokens)
+    assert [len(micro_batch) for share in shares for micro_batch in share] == [1] * 8
 
 
 def test_a_models_padding_is_not_in_the_batch():

@@ -7,6 +7,7 @@ import math
 import pytest
 
 from megarlhf.errors import UserError
+from megarlhf.parity.auxiliary import RoutingLosses
 from megarlhf.parity.thresholds import Thresholds
 from megarlhf.parity.tool import Settings, run_parity
 from tests.models.tiny import CONFIG
@@ -48,7 +49,7 @@ def test_a_mixture_of_experts_passes(ranks, tmp_path):
     )
     model.save_pretrained(tmp_path)
     table = []
-    asked = Settings(tmp_path, ("ep2.cp2.tp2.sp",), steps=2)
+    asked = Settings(tmp_path, ("ep2.cp2.tp2.sp",), steps=2, routing=RoutingLosses(0.1, 0.01))
     assert run_parity(asked, pool=ranks, write=table.append) == 0, "".join(table)
 
 
@@ -129,6 +130,13 @@ def test_later_steps_are_compared_too(parity):
 def test_a_wrong_layout_is_refused_before_anything_starts(parity):
     with pytest.raises(UserError, match="layout tp3: tp must divide"):
         parity("tp2", "tp3", pool=None)
+
+
+def test_losses_of_routers_that_are_not_there_are_refused(models):
+    with pytest.raises(UserError, match="--z-loss: the model has no experts"):
+        run_parity(Settings(models[False], routing=RoutingLosses(z=0.1)))
+    with pytest.raises(UserError, match="--aux-loss: must be at least 0, got -1"):
+        run_parity(Settings(models[False], routing=RoutingLosses(balance=-1)))
 
 
 def test_a_directory_without_weights_is_refused(models, tmp_path):

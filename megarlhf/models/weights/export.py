@@ -53,7 +53,8 @@ def export_huggingface(
     Raises:
         UserError: The disk is full.
     """
-    shards = plan_shards({n: (dtype, shape) for n, shape in spec.tensors.items()}, SHARD_BYTES)
+    tensors = {n: (spec.dtype_of(n, dtype), shape) for n, shape in spec.tensors.items()}
+    shards = plan_shards(tensors, SHARD_BYTES)
     _on_first(rank, lambda: _prepare(directory, shards))
     writer = _Writer(publishing.partial_of(directory), shards, topology.world)
     held = holdings(spec, topology)

@@ -35,7 +35,8 @@ class Entry:
         only_if: The entry exists where this Megatron setting has this value.
         unless: And not where this one has this value.
         layers: ``dense`` or ``mixture``: only layers of that kind have it; None: all.
-        trained: False where a checkpoint's tensor is kept as it is: it gets no gradient.
+        trained: False where a checkpoint's tensor is kept as it is: it gets no gradient, and is
+            written in float32 whatever the others are written in.
     """
 
     parameter: str
@@ -81,29 +82,33 @@ class Family:
 
     Attributes:
         architectures: Values of ``architectures[0]`` that belong to it.
+        about: What it has, in a few words, for whoever looks for a family like theirs.
         settings: Megatron setting by name (of `TransformerConfig` or, for those in `build`, GPTModel).
         constants: Megatron settings that are the same for every model of the family.
         dims: Dimension name to the product of Megatron settings it is; a tuple of some stands for
             their sum. There is no dimension where one of them is None.
         entries: Every parameter.
         refuse: ``config.json`` key to the values that are supported; others are refused.
-        derived: Megatron settings that are a function of the whole ``config.json``.
-        at_least: ``config.json`` key to the one that its value, if it has any, may not be below.
-        extra_layers: ``config.json`` key to the number of layers behind the last one that
-            checkpoints have and the model has not: their tensors are skipped.
+        defaults: What Hugging Face takes for a key that is absent, where no `Setting` says it.
+        derived: Megatron settings that are a function of the whole ``config.json``, of which they
+            see the keys that are not null.
     """
 
     architectures: tuple[str, ...]
+    about: str
     settings: Mapping[str, Setting]
     constants: Mapping[str, object]
     dims: Mapping[str, tuple[str | tuple[str, ...], ...]]
     entries: tuple[Entry, ...]
     refuse: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, object] = field(default_factory=dict)
     derived: Mapping[str, Callable[[Mapping[str, Any]], object]] = field(default_factory=dict)
-    at_least: Mapping[str, str] = field(default_factory=dict)
-    extra_layers: str | None = None
 
-    def check(self, hf_config: dict, where: str) -> None:
+    def fill(self, hf_config: Mapping[str, Any]) -> dict[str, Any]:
+        """A parsed ``config.json`` with the defaults of absent keys."""
+        return {**self.defaults, **hf_config}
+
+    def check(self, hf_config: Mapping[str, Any], where: str) -> None:
         """Refuse a configuration that the family does not compute as Hugging Face does.
 
         Raises:
@@ -117,22 +122,16 @@ class Family:
                     where=where,
                     fix=f"supported: {', '.join(map(repr, supported))}",
                 )
-        rope.check(hf_config, where)
-        for key, other in self.at_least.items():
-            value, least = hf_config.get(key), hf_config.get(other)
-            if value is not None and least is not None and value < least:
-                raise UserError(
-                    f"{key}={value} is below {other} ({least}), which is not supported",
-                    where=where,
-                    fix=f"set {key} to null, or {other} to {value} if no sequence is longer",
-                )
+        rope.check(self.fill(hf_config), where)
+        _check_layer_types(hf_config, where)
 
-    def translate(self, hf_config: dict, where: str) -> dict[str, object]:
+    def translate(self, hf_config: Mapping[str, Any], where: str) -> dict[str, object]:
         """Megatron's settings for a parsed ``config.json``.
 
         Raises:
             UserError: A needed key is absent.
         """
+        hf_config = self.fill(hf_config)
         values: dict[str, object] = dict(self.constants)
         for name, setting in self.settings.items():
             value = hf_config.get(setting.key)
@@ -143,9 +142,10 @@ class Family:
             if value is None and not setting.optional:
                 raise UserError(f"the key {setting.key} is missing", where=where)
             values[name] = value
+        given = {key: value for key, value in hf_config.items() if value is not None}
         for name, derive in self.derived.items():
             try:
-                values[name] = derive(hf_config)
+                values[name] = derive(given)
             except KeyError as error:
                 raise UserError(f"the key {error.args[0]} is missing", where=where) from None
         if values.get("kv_channels") is None:
@@ -162,3 +162,19 @@ class Family:
                     sum(int(settings[part]) for part in parts) for parts in sums
                 )
         return sizes
+
+
+def _check_layer_types(hf_config: Mapping[str, Any], where: str) -> None:
+    types, layers = hf_config.get("layer_types"), hf_config.get("num_hidden_layers")
+    if types is None:
+        return
+    if len(types) != layers:
+        raise UserError(f"layer_types names {len(types)} layers of {layers}", where=where)
+    known = ("full_attention", "sliding_attention")
+    for kind in types:
+        if kind not in known:
+            raise UserError(
+                f"layer_types has {kind!r}, which is not supported",
+                where=where,
+                fix=f"supported: {', '.join(known)}",
+            )

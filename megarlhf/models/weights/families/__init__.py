@@ -1,7 +1,7 @@
 """One file a model family, holding only data. `of` finds the family of a Hugging Face config."""
 
 from megarlhf.errors import UserError
-from megarlhf.models.weights.families import deepseek, llama, mixture, qwen
+from megarlhf.models.weights.families import deepseek, gemma, llama, mixture, qwen
 from megarlhf.models.weights.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -14,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     mixture.QWEN3_MOE,
     deepseek.V2,
     deepseek.V3,
+    gemma.GEMMA2,
 )
 
 
@@ -26,21 +27,40 @@ def of(hf_config: dict, where: str) -> Family:
     Raises:
         UserError: The architecture is not supported; the supported ones are listed.
     """
-    names = hf_config.get("architectures") or ["(none named)"]
     if hf_config.get("quantization_config"):
         raise UserError(
             "the weights are quantized, which cannot be trained",
             where=where,
             fix="convert them to bfloat16 first and remove quantization_config",
         )
-    causal = names[0].removesuffix(SCALAR) + CAUSAL if names[0].endswith(SCALAR) else names[0]
+    name = (hf_config.get("architectures") or [None])[0]
+    if name is None:
+        raise _unnamed(hf_config.get("model_type"), where)
+    causal = name.removesuffix(SCALAR) + CAUSAL if name.endswith(SCALAR) else name
     for family in FAMILIES:
         if causal in family.architectures:
             family.check(hf_config, where)
             return family
-    known = sorted(name for family in FAMILIES for name in family.architectures)
+    known = ", ".join(f"{family.architectures[0]} ({family.about})" for family in FAMILIES)
     raise UserError(
-        f"architecture {names[0]} is not supported",
+        f"architecture {name} is not supported",
         where=where,
-        fix=f"use one of {', '.join(known)}, or add a family as docs/contributing.md shows",
+        fix=f"use one of {known}; or add a family as docs/adding-a-model.md shows",
+    )
+
+
+def _unnamed(model_type: str | None, where: str) -> UserError:
+    """For a configuration that says at most which kind of body the model has, not which head."""
+    meant = [
+        name
+        for family in FAMILIES
+        for name in family.architectures
+        if name.lower().removesuffix(CAUSAL.lower()) == (model_type or "").replace("_", "")
+    ]
+    example = meant[0] if meant else FAMILIES[0].architectures[0]
+    return UserError(
+        "no architecture is named"
+        + (f", only the model_type {model_type!r}" if model_type is not None else ""),
+        where=where,
+        fix=f'add the one that the weights belong to, for example "architectures": ["{example}"]',
     )

@@ -26,6 +26,7 @@ def _if_limited(key: str) -> Any:
 
 V2 = Family(
     architectures=("DeepseekV2ForCausalLM",),
+    about="latent attention, first layers dense, shared experts, experts from a few groups",
     settings={
         **latent.SETTINGS,
         "num_moe_experts": Setting("n_routed_experts"),
@@ -33,7 +34,7 @@ V2 = Family(
         "moe_ffn_hidden_size": Setting("moe_intermediate_size"),
         "moe_router_topk_scaling_factor": Setting("routed_scaling_factor", default=1.0),
     },
-    constants={**experts.CONSTANTS, **latent.CONSTANTS, "moe_router_pre_softmax": True},
+    constants={**common.CONSTANTS, **latent.CONSTANTS, "moe_router_pre_softmax": True},
     dims={**experts.SHARED_DIMS, **latent.DIMS},
     entries=(
         *common.EMBEDDING,
@@ -53,6 +54,7 @@ V2 = Family(
         "topk_method": ("greedy", "group_limited_greedy"),
         "norm_topk_prob": (False,),
     },
+    defaults={"q_lora_rank": 1536, "n_shared_experts": 2, "first_k_dense_replace": 0},
     derived={
         **latent.DERIVED,
         "moe_layer_freq": _dense_first,
@@ -65,13 +67,14 @@ V2 = Family(
 V3 = replace(
     V2,
     architectures=("DeepseekV3ForCausalLM",),
+    about="V2 with sigmoid scores and an expert bias; R1 too",
     settings={
         **V2.settings,
         "moe_router_num_groups": Setting("n_group"),
         "moe_router_group_topk": Setting("topk_group"),
     },
     constants={
-        **experts.CONSTANTS,
+        **common.CONSTANTS,
         **latent.CONSTANTS,
         "moe_router_score_function": "sigmoid",
         "moe_router_enable_expert_bias": True,
@@ -99,5 +102,14 @@ V3 = replace(
         "moe_layer_freq": _dense_first,
         "moe_shared_expert_intermediate_size": _shared_width,
     },
-    extra_layers="num_nextn_predict_layers",
+    defaults={
+        "max_position_embeddings": 4096,
+        "q_lora_rank": 1536,
+        "n_shared_experts": 1,
+        "first_k_dense_replace": 3,
+        "n_group": 8,
+        "topk_group": 4,
+        "num_experts_per_tok": 8,
+        "routed_scaling_factor": 2.5,
+    },
 )

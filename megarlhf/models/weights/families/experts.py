@@ -9,8 +9,6 @@ from megarlhf.models.weights.families.common import HF, MEGATRON
 from megarlhf.models.weights.family import Entry, Tensor
 from megarlhf.models.weights.operations import Cut, Replicated, Stacked
 
-CONSTANTS = {**common.CONSTANTS, "moe_router_dtype": "fp32"}
-
 DIMS = {
     **common.DIMS,
     "experts": ("num_moe_experts",),
