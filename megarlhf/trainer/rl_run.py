@@ -11,12 +11,13 @@ from typing import Any
 from megarlhf.algo.filtering import groups_with_signal
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.engine import EngineSettings, Sampling
+from megarlhf.rollout.settings import EngineSettings, Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
@@ -78,7 +79,8 @@ class RLRun:
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
-            self.engines = EngineGroup(self.config, self._engine_settings())
+            note = self.log.progress.note
+            self.engines = EngineGroup(self.config, self._engine_settings(), note)
             self.models = TrainedModels.on_ray(
                 self.config, self.inputs.algorithm, self.inputs.total_steps
             )
@@ -86,6 +88,7 @@ class RLRun:
             start_reward_models(self.config, self.inputs.reward)
             self.engines.start()
             self.engines.connect(self.models.actor)
+            self.turns = turns_of(self.config, self.models.actor, self.engines, note)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -103,7 +106,7 @@ class RLRun:
         """Bring the engines to the actor's weights; evaluate them if nothing is trained yet."""
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
-        self.engines.update(self.models.actor, self.step)
+        self.turns.update(self.step)
         if self.step == 0 and self.inputs.eval_prompts:
             self._accuracy_before = self._evaluate()
             self.log.point(0, {"eval_accuracy": self._accuracy_before})
@@ -118,6 +121,7 @@ class RLRun:
         again = f"-{self._rounds}" if self._rounds else ""
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
+        self.turns.sample()
         return self.engines.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
@@ -139,6 +143,7 @@ class RLRun:
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
+        self.turns.train()
         self.models.add_predictions(sequences)
 
     def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
@@ -152,7 +157,7 @@ class RLRun:
 
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
-        sent = self.engines.update(self.models.actor, self.step + 1)
+        sent = self.turns.update(self.step + 1)
         return {"stream_bytes": float(sent)}
 
     def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
@@ -189,6 +194,7 @@ class RLRun:
                 accuracy = self._evaluate()
             self.log.point(self.step, {"eval_accuracy": accuracy})
         with self.log.progress.phase("export", setup=True):
+            self.turns.train()
             model = self.models.export(self.directory.path)
         summary = {
             "accuracy_before": self._accuracy_before,
@@ -208,6 +214,9 @@ class RLRun:
             model_path=self.config.model.path,
             dtype=rollout.dtype or self.config.model.dtype,
             tensor_parallel=rollout.tensor_parallel,
+            expert_parallel=rollout.expert_parallel,
+            during_generation=self.config.stream.during_generation,
+            can_sleep=rollout.placement == "colocated",
             max_length=self.config.data.max_prompt_tokens + rollout.max_new_tokens,
             max_sequences=256,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
@@ -217,6 +226,7 @@ class RLRun:
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
         prompts = self.inputs.eval_prompts
+        self.turns.sample()
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
@@ -243,6 +253,7 @@ class RLRun:
             )
 
     def _save(self) -> None:
+        self.turns.train()
         directory = self.directory.begin_checkpoint(self.step)
         self.models.save(directory)
         self.directory.commit_checkpoint(
