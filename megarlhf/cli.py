@@ -36,11 +36,26 @@ COMMANDS = {
     "rl": Command(
         schema.RLConfig, "megarlhf.trainer.rl:train", "reinforcement learning; Ray drives it"
     ),
-    "sft": Command(
-        schema.SFTConfig,
-        "megarlhf.trainer.offline:train",
-        "supervised fine-tuning; run it under torchrun (launch/torchrun.sh)",
+    "generate": Command(
+        schema.RLConfig,
+        "megarlhf.trainer.generation:generate",
+        "sample and score responses with the settings of rl, and keep the best and pairs of them",
     ),
+    **{
+        name: Command(
+            config,
+            "megarlhf.trainer.offline:train",
+            f"{what}; run it under torchrun (launch/torchrun.sh)",
+        )
+        for name, config, what in (
+            ("sft", schema.SFTConfig, "supervised fine-tuning"),
+            ("rm", schema.RMConfig, "a reward model from pairs of answers"),
+            ("prm", schema.PRMConfig, "a process reward model from labelled steps"),
+            ("dpo", schema.DPOConfig, "direct preference optimization of pairs (DPO, cDPO, IPO)"),
+            ("kto", schema.KTOConfig, "preference optimization of single answers (KTO)"),
+            ("kd", schema.KDConfig, "knowledge distillation from a larger model"),
+        )
+    },
 }
 
 INTERRUPTED = 130

@@ -8,6 +8,7 @@ import torch
 from megarlhf.algo.aggregation import token_weights
 from megarlhf.algo.correction import correction_weights
 from megarlhf.algo.kl import estimate_kl
+from megarlhf.algo.loss import TokenMean
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.surrogates import Tokens
 from megarlhf.config.schema import AlgorithmConfig
@@ -15,7 +16,7 @@ from megarlhf.data.records import MicroBatch
 
 
 @dataclass
-class PolicyLoss:
+class PolicyLoss(TokenMean):
     """The loss of a policy-gradient algorithm (a `TokenLoss`).
 
     correction * surrogate + kl_coef * KL - entropy_coef * entropy at each token.

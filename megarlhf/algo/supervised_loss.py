@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import torch
 
+from megarlhf.algo.loss import TokenMean
 from megarlhf.data.records import MicroBatch
 
 
 @dataclass
-class NegativeLogLikelihood:
+class NegativeLogLikelihood(TokenMean):
     """-log p of every trained token (a `TokenLoss`); the engine makes it a mean over all of them."""
 
     metric_names: tuple[str, ...] = ()

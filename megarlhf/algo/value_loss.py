@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from megarlhf.algo.aggregation import token_weights
+from megarlhf.algo.loss import TokenMean
 from megarlhf.config.schema import AlgorithmConfig
 from megarlhf.data.records import MicroBatch
 
@@ -27,7 +28,7 @@ def clipped_value_error(
 
 
 @dataclass
-class ValueLoss:
+class ValueLoss(TokenMean):
     """The critic's loss (a `TokenLoss` whose first argument is the values [T]).
 
     Reads the fields ``old_values``, ``returns`` and ``loss_weight``.

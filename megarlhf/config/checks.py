@@ -20,12 +20,9 @@ from megarlhf.config.layout_checks import (
 )
 from megarlhf.config.loader import missing_required, settings
 from megarlhf.config.numbers import any_of, nearest_divisors
+from megarlhf.config.offline_checks import check_evaluation, check_loss
 from megarlhf.config.reward_checks import check_reward, models_by_name
-from megarlhf.config.schema import (
-    ParallelConfig,
-    RLConfig,
-    SFTConfig,
-)
+from megarlhf.config.schema import OfflineConfig, ParallelConfig, RLConfig
 from megarlhf.errors import UserError
 
 # What a number must be, the test, and the settings it holds for, of every model that has them (None is
@@ -40,6 +37,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "parallel.context",
             "parallel.expert",
             "parallel.virtual_pipeline",
+            "loss.top_k",
             "data.max_samples",
             "data.max_prompt_tokens",
             "data.max_tokens",
@@ -71,6 +69,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: number >= 0,
         (
             "model.aux_loss_coef",
+            "loss.center_coef",
+            "loss.nll_coef",
+            "loss.desirable_weight",
+            "loss.undesirable_weight",
             "model.z_loss_coef",
             "optimizer.lr",
             "optimizer.warmup_steps",
@@ -100,6 +102,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: number > 0,
         (
             "optimizer.eps",
+            "loss.beta",
+            "loss.temperature",
             "reward.timeout_s",
             "algorithm.correction_high",
             "algorithm.kl_target",
@@ -127,13 +131,24 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: 0 <= number <= 1,
         (
             "optimizer.min_lr_ratio",
+            "loss.kd_coef",
             "algorithm.overlong_buffer",
             "algorithm.gamma",
             "algorithm.gae_lambda",
         ),
     ),
+    (
+        "greater than 0 and less than 1",
+        lambda number: 0 < number < 1,
+        ("loss.js_weight",),
+    ),
     ("greater than 1", lambda number: number > 1, ("algorithm.dual_clip",)),
     ("at most 1", lambda number: number <= 1, ("algorithm.truncation_coef",)),
+    (
+        "at least 0 and less than 0.5",
+        lambda number: 0 <= number < 0.5,
+        ("loss.label_smoothing",),
+    ),
     (
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
@@ -202,8 +217,8 @@ def rollout_lengths(config: RLConfig) -> dict[str, int]:
     }
 
 
-def check_sft(config: SFTConfig, world_size: int) -> None:
-    """Checks everything about ``megarlhf sft`` that can be known before it starts.
+def check_offline(config: OfflineConfig, world_size: int) -> None:
+    """Checks everything about a command under torchrun that can be known before it starts.
 
     Args:
         config: The run's configuration.
@@ -215,14 +230,18 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_evaluation(config)
+    check_loss(config)
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model)
+    parallel, in_a_row = config.model.parallel, config.data.sequences_per_row
+    padding = 2 * parallel.context * (parallel.tensor if parallel.sequence else 1)
     check_shares(
         config.train.batch_size,
         "train.batch_size",
-        config.data.max_tokens,
-        config.model.parallel,
+        in_a_row * (config.data.max_tokens + padding) - padding,  # of a row, which is dealt whole
+        parallel,
         world_size,
         config.train.micro_batch_tokens,
     )
@@ -231,7 +250,7 @@ def check_sft(config: SFTConfig, world_size: int) -> None:
 # --- One configuration on its own ---------------------------------------------------------------
 
 
-def check_required(config: RLConfig | SFTConfig) -> None:
+def check_required(config: RLConfig | OfflineConfig) -> None:
     """Every setting without a default has a value."""
     missing = missing_required(config)
     if missing:
@@ -241,7 +260,7 @@ def check_required(config: RLConfig | SFTConfig) -> None:
         )
 
 
-def check_ranges(config: RLConfig | SFTConfig) -> None:
+def check_ranges(config: RLConfig | OfflineConfig) -> None:
     """Counts are positive, probabilities are probabilities, and so on: `RANGES`."""
     values = {key: value for key, _, value in settings(config) if value is not None}
     defaults = {key: value for key, _, value in settings(type(config)())}

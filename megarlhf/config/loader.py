@@ -103,9 +103,16 @@ def missing_required(config: Any) -> list[str]:
 
 
 def describe(cls: type) -> list[tuple[str, str, str]]:
-    """Every setting of ``cls`` as (dotted key, type in words, default as text or "required")."""
+    """Every setting of ``cls`` as (dotted key, type in words, default as text or "required").
+
+    Each on one line: a line break in a default is written ``\\n``.
+    """
     return [
-        (key, _in_words(kind), "required" if default == REQUIRED else _as_text(default))
+        (
+            key,
+            _in_words(kind),
+            "required" if default == REQUIRED else _as_text(default).replace("\n", "\\n"),
+        )
         for key, kind, default in settings(cls())
     ]
 

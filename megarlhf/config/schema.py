@@ -1,11 +1,11 @@
 """Every setting of every command, with its default and meaning. The only home of a default.
 
-A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`) whose fields are
+A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...) whose fields are
 sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 REQUIRED = ""  # a path or name the user must give; `checks` names the missing ones
 
@@ -81,6 +81,8 @@ class PromptDataConfig:
 class RowDataConfig:
     """What the data of all offline methods has in common: sources, templates, limits."""
 
+    sequences_per_row: ClassVar[int] = 1
+
     train: str = (
         REQUIRED  # json@PATH, parquet@PATH, ..., or a name for `datasets`; several with commas
     )
@@ -97,7 +99,7 @@ class RowDataConfig:
     overlong_rows: Literal["error", "drop", "truncate_left", "truncate_right"] = "error"
     shuffle: bool = True
     workers: int = 1  # processes that tokenize
-    cache_dir: str | None = None  # tokenized rows are kept and memory-mapped here; None: in memory
+    cache_dir: str | None = None  # tokenized rows are kept here; None: in output.dir/tokenized
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class SupervisedDataConfig(RowDataConfig):
 @dataclass(frozen=True)
 class PreferenceDataConfig(RowDataConfig):
     """Pairs of answers, for reward models and DPO."""
+
+    sequences_per_row: ClassVar[int] = 2
 
     prompt_key: str | None = "prompt"  # null: chosen and rejected are whole texts or conversations
     chosen_key: str = "chosen"
@@ -258,17 +262,15 @@ class CriticConfig:
 class TrainConfig:
     """Length of the run and what happens along the way."""
 
-    steps: int | None = None  # optimizer steps (SFT) or rollouts (RL); None: one pass over the data
+    steps: int | None = None  # optimizer steps (offline) or rollouts (RL); None: see epochs
     epochs: int = 1  # passes over the data, when steps is not given
-    batch_size: int = 128  # SFT only: sequences an optimizer step, over all ranks
+    batch_size: int = 128  # offline only: rows (or pairs) an optimizer step, over all ranks
     micro_batch_tokens: int = (
         8192  # packed tokens of one forward pass, at most (one sequence at least)
     )
     save_every: int = 0  # steps between checkpoints; 0: only at the end and on a signal
     keep_checkpoints: int = 2
-    eval_every: int = (
-        0  # RL only: steps between evaluations; 0: before the first and after the last
-    )
+    eval_every: int = 0  # steps between evaluations; always before the first and after the last
     seed: int = 1
     resume: bool = True  # go on from the newest checkpoint in output.dir
 
@@ -313,11 +315,106 @@ class RLConfig:
 
 
 @dataclass(frozen=True)
-class SFTConfig:
-    """``megarlhf sft``, under torchrun."""
+class RewardLossConfig:
+    """The loss of a reward model; data.margin_key gives it margins."""
+
+    center_coef: float = 0.0  # weight of (chosen + rejected)^2, which keeps scores near 0
+
+
+@dataclass(frozen=True)
+class PreferenceLossConfig:
+    """The loss of DPO and its relatives."""
+
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # DPO, or IPO on means a token
+    beta: float = 0.1  # strength of the tie to the reference
+    label_smoothing: float = 0.0  # sigmoid only: share of pairs taken to be the wrong way round
+    nll_coef: float = 0.0  # weight of -log p of the chosen answer, a mean over its tokens
+    reference: Literal["online", "cached", "none"] = "online"  # each step, once, or reference-free
+
+
+@dataclass(frozen=True)
+class UnpairedLossConfig:
+    """The loss of KTO."""
+
+    beta: float = 0.1  # strength of the tie to the reference
+    desirable_weight: float = 1.0
+    undesirable_weight: float = 1.0
+    kl: Literal["mismatched", "opposite", "none"] = "mismatched"  # what the KL is estimated from
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The model that is learned from, in a layout of its own on the same ranks."""
+
+    path: str = REQUIRED  # Hugging Face directory; the same tokenizer as model.path
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+
+@dataclass(frozen=True)
+class DistillationLossConfig:
+    """The loss of knowledge distillation."""
+
+    divergence: Literal["forward", "reverse", "js"] = "forward"  # KL(teacher||student), ...
+    js_weight: float = 0.5  # js: the teacher's share in the mixture
+    temperature: float = 1.0  # of both distributions
+    top_k: int | None = None  # keep the teacher's best tokens and one for the rest; null: all
+    kd_coef: float = 0.5  # weight of the divergence; 1 - kd_coef is that of the data's -log p
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """What all commands have in common that torchrun starts."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    data: RowDataConfig = field(default_factory=RowDataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
+
+
+@dataclass(frozen=True)
+class SFTConfig(OfflineConfig):
+    """``megarlhf sft``."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+
+
+@dataclass(frozen=True)
+class RMConfig(OfflineConfig):
+    """``megarlhf rm``."""
+
+    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
+    loss: RewardLossConfig = field(default_factory=RewardLossConfig)
+
+
+@dataclass(frozen=True)
+class PRMConfig(OfflineConfig):
+    """``megarlhf prm``."""
+
+    data: StepDataConfig = field(default_factory=StepDataConfig)
+
+
+@dataclass(frozen=True)
+class DPOConfig(OfflineConfig):
+    """``megarlhf dpo``."""
+
+    data: PreferenceDataConfig = field(default_factory=PreferenceDataConfig)
+    loss: PreferenceLossConfig = field(default_factory=PreferenceLossConfig)
+
+
+@dataclass(frozen=True)
+class KTOConfig(OfflineConfig):
+    """``megarlhf kto``."""
+
+    data: UnpairedDataConfig = field(default_factory=UnpairedDataConfig)
+    loss: UnpairedLossConfig = field(default_factory=UnpairedLossConfig)
+
+
+@dataclass(frozen=True)
+class KDConfig(OfflineConfig):
+    """``megarlhf kd``."""
+
+    data: SupervisedDataConfig = field(default_factory=SupervisedDataConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    loss: DistillationLossConfig = field(default_factory=DistillationLossConfig)

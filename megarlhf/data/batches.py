@@ -1,71 +1,54 @@
 """From the examples that a stream drew to the batch of an optimizer step, one function a method."""
 
 from collections import abc
+from dataclasses import replace
 
 from megarlhf.data.records import Batch, Example, Sequence
 from megarlhf.data.stream import ShuffledStream
-from megarlhf.data.unpaired import DESIRABLE
-
-MISMATCHED = "mismatched"
 
 
 class ExampleStream(ShuffledStream[Example]):
     """Endless batches of examples; see `ShuffledStream`."""
 
 
-def single_batch(examples: abc.Sequence[Example]) -> Batch:
-    """The batch of rows with one sequence each, whose numbers become fields; each its own group."""
-    sequences = [with_constants(example.sequences[0], example.values) for example in examples]
-    return _separate(sequences)
+def batch_of(examples: abc.Sequence[Example]) -> Batch:
+    """The batch of some rows: their sequences, row after row; those of a row are a group.
 
-
-def preference_batch(examples: abc.Sequence[Example]) -> Batch:
-    """The batch of some pairs.
-
-    Returns:
-        Pair i has the sequences 2 i (chosen) and 2 i + 1 (rejected), which are group i. If the
-        rows have margins, every token has its row's in the field ``margin``.
+    So pair i has the sequences 2 i (chosen) and 2 i + 1 (rejected). The numbers of a row are
+    ``values`` of each of its sequences.
     """
-    sequences = [
-        with_constants(sequence, example.values)
-        for example in examples
-        for sequence in example.sequences
-    ]
-    return Batch(sequences, [(2 * pair, 2 * pair + 1) for pair in range(len(examples))])
+    sequences: list[Sequence] = []
+    groups = []
+    for example in examples:
+        first = len(sequences)
+        sequences += [
+            replace(sequence, values={**sequence.values, **example.values})
+            for sequence in example.sequences
+        ]
+        groups.append(tuple(range(first, len(sequences))))
+    return Batch(sequences, groups)
 
 
-def unpaired_batch(examples: abc.Sequence[Example], *, max_tokens: int, mismatched: bool) -> Batch:
-    """The batch of some answers, with mismatched pairs for the KL term if they are wanted.
+def mismatched(examples: abc.Sequence[Example], *, max_tokens: int) -> list[Sequence]:
+    """For each row k its answer to the prompt of row k + 1 (of the last row, the first prompt).
+
+    An estimate of the KL to the reference needs answers that do not belong to their prompts
+    (Ethayarajh et al. 2024, "KTO", arXiv:2402.01306, section 4.1).
 
     Args:
         examples: The rows of one batch over all ranks.
-        max_tokens: ``data.max_tokens``: mismatched answers are cut on the right to it.
-        mismatched: Add, for each row k, its answer to the prompt of row k + 1 (the first row's
-            prompt for the last): an estimate of the KL to the reference needs answers that do not
-            belong to their prompts (Ethayarajh et al. 2024, "KTO", section 4.1).
-
-    Returns:
-        The rows' own sequences, then the mismatched ones in the same order; each its own group.
-        Fields, the same at every token: ``desirable`` (1.0 or 0.0; 0.0 where mismatched) and, if
-        there are mismatched ones, ``mismatched`` (1.0 for those, 0.0 for the others).
+        max_tokens: ``data.max_tokens``: longer sequences are cut on the right to it.
 
     Raises:
-        ValueError: Mismatched pairs are wanted of a single row.
+        ValueError: There is a single row.
     """
-    own = {MISMATCHED: 0.0} if mismatched else {}
-    sequences = [
-        with_constants(example.sequences[0], {**example.values, **own}) for example in examples
+    if len(examples) < 2:
+        raise ValueError("a mismatched pair needs a batch of at least two rows")
+    following = [*examples[1:], examples[0]]
+    return [
+        _mismatched(asked, answer, max_tokens)
+        for asked, answer in zip(following, examples, strict=True)
     ]
-    if mismatched:
-        if len(examples) < 2:
-            raise ValueError("a mismatched pair needs a batch of at least two rows")
-        following = [*examples[1:], examples[0]]
-        foreign = {DESIRABLE: 0.0, MISMATCHED: 1.0}
-        sequences += [
-            with_constants(_mismatched(asked, answer, max_tokens), foreign)
-            for asked, answer in zip(following, examples, strict=True)
-        ]
-    return _separate(sequences)
 
 
 def _mismatched(asked: Example, answer: Example, max_tokens: int) -> Sequence:
@@ -74,16 +57,3 @@ def _mismatched(asked: Example, answer: Example, max_tokens: int) -> Sequence:
     response = answer.sequences[0].token_ids[answer.prompt_tokens :]
     ids = (prompt + response)[:max_tokens]
     return Sequence(ids, [0.0] * len(prompt) + [1.0] * (len(ids) - len(prompt)))
-
-
-def with_constants(sequence: Sequence, values: dict[str, float]) -> Sequence:
-    """The sequence with more fields, the same at every token.
-
-    So the number of a row is wherever a token of it is, however a sequence is packed or cut.
-    """
-    constants = {name: [value] * len(sequence.token_ids) for name, value in values.items()}
-    return Sequence(sequence.token_ids, sequence.loss_mask, {**sequence.fields, **constants})
-
-
-def _separate(sequences: list[Sequence]) -> Batch:
-    return Batch(sequences, [(position,) for position in range(len(sequences))])

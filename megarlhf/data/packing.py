@@ -1,105 +1,10 @@
-"""From a batch of sequences to micro-batches on data-parallel ranks, and back. Pure functions."""
+"""From sequences to the packed tensors of a micro-batch, and back. Pure functions."""
 
-import heapq
-from bisect import bisect_left
 from collections import abc
-from collections.abc import Iterable
 
 import torch
 
 from megarlhf.data.records import MicroBatch, Sequence
-
-
-def partition(
-    lengths: abc.Sequence[int], *, dp_size: int, max_tokens: int, multiple_of: int = 1
-) -> list[list[list[int]]]:
-    """Divide sequences into micro-batches and those over the data-parallel ranks.
-
-    The fewest micro-batches into which the greedy rule "longest sequence first, each to the
-    emptiest micro-batch" (LPT: Graham 1969, "Bounds on multiprocessing timing anomalies") fits the
-    sequences. They are dealt to the ranks in rounds, largest first, and in each round the largest
-    goes to the rank with the fewest tokens. The result depends on the arguments only, and
-
-    - each sequence is in exactly one micro-batch, no micro-batch is empty, and every rank has the
-      same number of them, a multiple of ``multiple_of``;
-    - a micro-batch has at most ``max_tokens`` tokens, unless it is a single longer sequence;
-    - any two micro-batches, of any ranks, differ by at most the longest sequence's tokens: the
-      greedy rule adds to the smallest only;
-    - and so do the totals of any two ranks: their spread is at most that of the micro-batches of
-      one round, the one in which they differ most.
-
-    Args:
-        lengths: Tokens of each sequence, >= 1 (as packed: see `padded_length`).
-        dp_size: Number of data-parallel ranks.
-        max_tokens: Most tokens of a micro-batch.
-        multiple_of: The number of micro-batches on a rank is a multiple of this (the interleaved
-            pipeline schedule needs the number of pipeline stages).
-
-    Returns:
-        ``result[rank][micro_batch]``, a list of positions in ``lengths``. On each rank the
-        micro-batches go from large to small.
-
-    Raises:
-        ValueError: There are fewer than ``dp_size * multiple_of`` sequences, or a length is less
-            than 1; or the sequences are too long to share micro-batches, too many for one each on
-            ``dp_size`` ranks, and not divisible. The last cannot happen when the number of
-            sequences is a multiple of ``dp_size * multiple_of``.
-    """
-    stride = dp_size * multiple_of
-    if len(lengths) < stride:
-        raise ValueError(
-            f"{len(lengths)} sequences are too few for {dp_size} data-parallel ranks with "
-            f"{multiple_of} or more micro-batches each: at least {stride} are needed"
-        )
-    if min(lengths) < 1:
-        raise ValueError("a sequence has no tokens")
-    longest_first = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-
-    def fits(count: int) -> bool:
-        return all(
-            len(packed) == 1 or sum(lengths[index] for index in packed) <= max_tokens
-            for packed in _fill(longest_first, lengths, count)
-        )
-
-    # More micro-batches never make the largest one larger, so what fits once fits from then on.
-    counts = range(stride, len(lengths) + 1, stride)
-    chosen = bisect_left(counts, True, key=fits)
-    if chosen == len(counts):
-        raise ValueError(
-            f"{len(lengths)} sequences do not fit into {counts[-1]} micro-batches of {max_tokens} "
-            f"tokens: make their number a multiple of {stride} (data-parallel ranks times "
-            f"{multiple_of}), or allow more tokens"
-        )
-    return _deal(_fill(longest_first, lengths, counts[chosen]), lengths, dp_size)
-
-
-def _fill(longest_first: Iterable[int], lengths: abc.Sequence[int], count: int) -> list[list[int]]:
-    """Put each sequence into the micro-batch with the fewest tokens, of ``count``."""
-    micro_batches: list[list[int]] = [[] for _ in range(count)]
-    emptiest = [(0, number) for number in range(count)]
-    for index in longest_first:
-        tokens, number = emptiest[0]
-        micro_batches[number].append(index)
-        heapq.heapreplace(emptiest, (tokens + lengths[index], number))
-    return micro_batches
-
-
-def _deal(
-    micro_batches: list[list[int]], lengths: abc.Sequence[int], dp_size: int
-) -> list[list[list[int]]]:
-    """Give each rank one micro-batch a round, largest first, the largest to the lightest rank."""
-    sized = [(sum(lengths[index] for index in packed), packed) for packed in micro_batches]
-    sized.sort(key=lambda pair: -pair[0])
-    ranks: list[list[list[int]]] = [[] for _ in range(dp_size)]
-    totals = [0] * dp_size
-    for start in range(0, len(sized), dp_size):
-        lightest_first = sorted(range(dp_size), key=totals.__getitem__)
-        for rank, (tokens, packed) in zip(
-            lightest_first, sized[start : start + dp_size], strict=True
-        ):
-            ranks[rank].append(packed)
-            totals[rank] += tokens
-    return ranks
 
 
 def padded_length(length: int, multiple: int) -> int:
@@ -124,28 +29,30 @@ def collate(
             the padded ones.
 
     Raises:
-        ValueError: Nothing is chosen, the sequences differ in the names of their fields, or a mask
-            or field is not as long as its sequence.
+        ValueError: Nothing is chosen, the sequences differ in the names of their fields or values,
+            or a mask or field is not as long as its sequence.
     """
     if not indices:
         raise ValueError("a micro-batch needs at least one sequence")
     order = sorted(indices, key=lambda index: -len(sequences[index].token_ids))
-    names = list(sequences[order[0]].fields)
+    names, numbers = list(sequences[order[0]].fields), list(sequences[order[0]].values)
     token_ids: list[int] = []
     position_ids: list[int] = []
     targets: list[int] = []
     loss_mask: list[float] = []
     fields: dict[str, list[float]] = {name: [] for name in names}
     is_padding: list[bool] = []
+    ends: list[bool] = []
     lengths: list[int] = []
     for index in order:
         sequence = sequences[index]
-        _check(sequence, index, names)
+        _check(sequence, index, names, numbers)
         length = padded_length(len(sequence.token_ids), pad_to_multiple)
         padding = [0] * (length - len(sequence.token_ids))
         token_ids += [*sequence.token_ids, *padding]
         position_ids += range(length)
         is_padding += [False] * len(sequence.token_ids) + [True] * len(padding)
+        ends += [*[False] * (len(sequence.token_ids) - 1), True, *[False] * len(padding)]
         targets += [*sequence.token_ids[1:], 0, *padding]
         loss_mask += [*sequence.loss_mask[1:], 0, *padding]
         for name in names:
@@ -158,14 +65,21 @@ def collate(
         loss_mask=torch.tensor(loss_mask, dtype=torch.float32),
         fields={name: torch.tensor(values, dtype=torch.float32) for name, values in fields.items()},
         padding=torch.tensor(is_padding, dtype=torch.bool),
+        ends=torch.tensor(ends, dtype=torch.bool),
         lengths=tuple(lengths),
         order=tuple(order),
+        values={
+            name: torch.tensor([sequences[i].values[name] for i in order], dtype=torch.float32)
+            for name in numbers
+        },
     )
 
 
-def _check(sequence: Sequence, index: int, names: list[str]) -> None:
+def _check(sequence: Sequence, index: int, names: list[str], numbers: list[str]) -> None:
     if sequence.fields.keys() != set(names):
         raise ValueError(f"sequence {index} has fields {sorted(sequence.fields)}, not {names}")
+    if sequence.values.keys() != set(numbers):
+        raise ValueError(f"sequence {index} has values {sorted(sequence.values)}, not {numbers}")
     for name, values in {"loss_mask": sequence.loss_mask, **sequence.fields}.items():
         if len(values) != len(sequence.token_ids):
             raise ValueError(

@@ -4,7 +4,7 @@ Legend used throughout the project: B sequences, L tokens of one sequence, T pac
 micro-batch, V vocabulary, H hidden size. Token ids are host integers until a micro-batch is packed.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -71,11 +71,13 @@ class Sequence:
         token_ids: ids, length L >= 2.
         loss_mask: 1.0 where the prediction of this token is trained on, else 0.0. Length L.
         fields: Further float values a token, by name (advantages, old_logprobs, ...). Length L each.
+        values: Further numbers of the whole sequence, by name (margin, desirable, ...).
     """
 
     token_ids: list[int]
     loss_mask: list[float]
     fields: dict[str, list[float]] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
@@ -119,10 +121,12 @@ class MicroBatch:
         loss_mask: float32 [T]; 1 where the prediction made *at* t (of ``targets[t]``) is trained on.
         fields: float32 [T] each, shifted like ``targets``.
         padding: bool [T]; True where the token only fills its sequence up to a multiple.
+        ends: bool [T]; True at each sequence's last token that is no padding.
         lengths: Host integers, the packed sequences' lengths in order; they sum to T.
         order: For each packed sequence, its index in the list that was packed.
         context_group: Ranks that hold the other parts of the same sequences; None where this rank
             holds them whole.
+        values: float32 [n] each, a number of every packed sequence, in their order.
     """
 
     token_ids: torch.Tensor
@@ -131,9 +135,20 @@ class MicroBatch:
     loss_mask: torch.Tensor
     fields: dict[str, torch.Tensor]
     padding: torch.Tensor
+    ends: torch.Tensor
     lengths: tuple[int, ...]
     order: tuple[int, ...]
     context_group: "ProcessGroup | None" = None
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "MicroBatch":
+        """The same with its tensors on a device."""
+
+        def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+        own = {name: value for name, value in vars(self).items() if torch.is_tensor(value)}
+        return replace(self, **moved(own), fields=moved(self.fields), values=moved(self.values))
 
     @property
     def copies(self) -> int:

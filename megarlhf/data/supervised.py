@@ -7,10 +7,9 @@ from megarlhf.data.answers import answer_text, answered
 from megarlhf.data.loading import input_template, load_examples
 from megarlhf.data.multiturn import ConversationRows
 from megarlhf.data.plain_text import PlainTextRows
-from megarlhf.data.records import Example, Sequence
+from megarlhf.data.records import Example
 from megarlhf.data.rows import Row, number_of
 from megarlhf.data.store import StoredRows
-from megarlhf.data.stream import ShuffledStream
 from megarlhf.data.templates import InputTemplate, token_ids
 from megarlhf.data.tokenization import RowBuilder
 
@@ -18,25 +17,20 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class SequenceStream(ShuffledStream[Sequence]):
-    """Endless batches of sequences; see `ShuffledStream`."""
-
-
 def load_supervised(
     config: SupervisedDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
-) -> StoredRows[Sequence]:
-    """Read the rows and make sequences of them.
+) -> StoredRows[Example]:
+    """Read the rows and make examples of them.
 
     Returns:
-        One sequence a row, in their order. ``loss_mask`` is 1.0 on what is learned: outputs
-        (`InputOutputRows`), turns (`ConversationRows`) or everything (`PlainTextRows`).
+        An example of one sequence for each row, in their order. ``loss_mask`` is 1.0 on what is
+        learned: outputs (`InputOutputRows`), turns (`ConversationRows`) or everything (`PlainTextRows`).
 
     Raises:
         UserError: See `load_examples`.
     """
     template = input_template(config, tokenizer)
-    examples = load_examples(config, template, _builder(config, template), held_out=held_out)
-    return examples.mapped(_only_sequence)
+    return load_examples(config, template, _builder(config, template), held_out=held_out)
 
 
 def _builder(config: SupervisedDataConfig, template: InputTemplate) -> RowBuilder:
@@ -45,10 +39,6 @@ def _builder(config: SupervisedDataConfig, template: InputTemplate) -> RowBuilde
     if config.output_key is None:
         return ConversationRows(config, template)
     return InputOutputRows(config, template, config.output_key)
-
-
-def _only_sequence(example: Example) -> Sequence:
-    return example.sequences[0]
 
 
 class InputOutputRows:

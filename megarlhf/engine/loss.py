@@ -1,10 +1,16 @@
 """What a loss is to the engine: sums over tokens. Only the engine divides, by the global count."""
 
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from megarlhf.algo.loss import Divisors
 from megarlhf.data.records import MicroBatch
+from megarlhf.data.records import Sequence as TokenSequence
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class TokenLoss(Protocol):
@@ -14,11 +20,18 @@ class TokenLoss(Protocol):
         metric_names: Keys of the metrics it returns, known before the first call.
         temperature: The logits are divided by it before the softmax.
         needs_entropy: Whether ``entropy`` is wanted.
+        from_logits: Finds what is wanted in its place, from this rank's columns of the logits
+            [T, Vp], the micro-batch and the tensor-parallel group; None for most losses.
     """
 
     metric_names: tuple[str, ...]
     temperature: float
     needs_entropy: bool
+    from_logits: Callable[[torch.Tensor, MicroBatch, "ProcessGroup"], torch.Tensor] | None
+
+    def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
+        """What the sums over a whole global batch are divided by."""
+        ...
 
     def __call__(
         self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch
@@ -27,7 +40,7 @@ class TokenLoss(Protocol):
 
         Args:
             output: fp32 [T]: log-probability of ``batch.targets`` or, of a scalar head, the value.
-            entropy: fp32 [T] or None.
+            entropy: fp32 [T], or what ``from_logits`` found, or None.
             batch: The micro-batch.
         """
         ...

@@ -1,15 +1,15 @@
 """One model on its ranks: loads, runs forward, takes optimizer steps."""
 
-import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.distributed as dist
 
 from megarlhf.config.schema import ModelConfig, OptimizerConfig
-from megarlhf.data import packing
-from megarlhf.data.records import MicroBatch
+from megarlhf.data import dealing, packing
+from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import data_parallel
 from megarlhf.engine.loss import TokenLoss
@@ -132,23 +132,32 @@ class ModelEngine:
     # -- passes -----------------------------------------------------------------------------------
 
     def logprobs(
-        self, sequences: Sequence[TokenSequence], *, temperature: float = 1.0
+        self,
+        sequences: Sequence[TokenSequence],
+        *,
+        temperature: float = 1.0,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> dict[int, list[float]]:
         """Log-probability of every token of every sequence, given those before it.
 
         Args:
             sequences: The whole global batch, the same on every rank.
             temperature: The logits are divided by it.
+            groups: See `Batch`; with those of the training step the packs are the same, and so is
+                the rounding.
 
         Returns:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
-        found: dict[int, list[float]] = {}
-        lengths = [len(sequence.token_ids) for sequence in sequences]
-        for batch, values in self._forward(sequences, temperature):
-            found.update(packing.scatter(values, batch, lengths))
-        return found
+        longer, groups = self.filled(sequences, groups)
+        lengths = [len(sequence.token_ids) for sequence in longer]
+        return {
+            index: of_tokens
+            for batch, values in self._forward(longer, temperature, groups)
+            for index, of_tokens in packing.scatter(values, batch, lengths)
+            if index < len(sequences)
+        }
 
     def values(self, sequences: Sequence[TokenSequence]) -> dict[int, list[float]]:
         """A critic's value of the state in which each token was chosen: of all tokens before it.
@@ -162,26 +171,28 @@ class ModelEngine:
 
         See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
         """
-        lengths = [len(sequence.token_ids) for sequence in sequences]
+        longer, _ = self.filled(sequences)
+        lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: value
-            for batch, values in self._forward(sequences)
+            for batch, values in self._forward(longer)
             for index, value in packing.last_values(values, batch, lengths)
+            if index < len(sequences)
         }
 
     @torch.no_grad()
     def _forward(
-        self, sequences: Sequence[TokenSequence], temperature: float = 1.0
+        self,
+        sequences: Sequence[TokenSequence],
+        temperature: float = 1.0,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> list[tuple[MicroBatch, torch.Tensor]]:
         """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
-        batches = self._micro_batches(sequences)
 
         def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
             return self._token_outputs(output, batch, temperature)[0]
 
-        for chunk in self.wrapped:
-            chunk.eval()
-        outputs = self._run(batches, collect, forward_only=True)
+        batches, outputs = self.run_forward(sequences, collect, groups)
         if not (self._is_last_stage and self.place.tp == 0):
             return []
         return [
@@ -189,27 +200,58 @@ class ModelEngine:
             for batch, values in zip(batches, outputs, strict=True)
         ]
 
+    def run_forward(
+        self,
+        sequences: Sequence[TokenSequence],
+        consume: Any,
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[list[MicroBatch], list[Any]]:
+        """Run the model, without dropout, on its share of a number of sequences of any size.
+
+        Args:
+            sequences: The whole global batch, the same on every rank.
+            consume: Called on the last stage with a micro-batch's output and this rank's part of
+                it. Behind the given sequences there may be copies: see `filled`.
+            groups: See `Batch`.
+
+        Returns:
+            This data-parallel rank's whole micro-batches, and what ``consume`` returned.
+        """
+        batches = self._micro_batches(*self.filled(sequences, groups))
+        for chunk in self.wrapped:
+            chunk.eval()
+        return batches, self._run(batches, consume, forward_only=True)
+
+    def filled(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[list[TokenSequence], list[tuple[int, ...]]]:
+        """As many groups as can always be dealt; see `dealing.filled`."""
+        return dealing.filled(sequences, groups, self.topology.dp * self._multiple_of)
+
     def train_step(
         self,
         sequences: Sequence[TokenSequence],
         loss: TokenLoss,
         *,
         lr: float,
+        groups: Sequence[tuple[int, ...]] | None = None,
     ) -> dict[str, float]:
         """One optimizer step on a global batch.
 
         Args:
             sequences: The whole global batch, the same on every rank.
-            loss: Returns sums. The loss is divided here by the whole batch's total ``loss_weight``
-                (a field of the sequences; without it, ``loss_mask``), metrics by its ``loss_mask``.
+            loss: Returns sums, which are divided here by its ``divisors`` of the whole batch.
             lr: Learning rate of this step.
+            groups: Positions of sequences that have to be in one micro-batch; see `Batch`.
 
         Returns:
             The loss's metrics (means over the global batch), ``loss`` and ``grad_norm``; the same on
             every rank.
         """
-        batches = self._micro_batches(sequences)
-        tokens, weight = _denominators(sequences)
+        batches = self._micro_batches(sequences, groups)
+        divisors = loss.divisors(sequences)
         # Megatron divides, in the one place where it scales a loss's gradient, so that a mixture's
         # auxiliary losses, which it sums over all tokens, are divided with it.
         everything = sum(len(sequence.token_ids) for sequence in sequences)
@@ -218,13 +260,10 @@ class ModelEngine:
         def compute(
             output: torch.Tensor, batch: MicroBatch
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-            values, entropy = self._token_outputs(
-                output, batch, loss.temperature, with_entropy=loss.needs_entropy
-            )
-            total, metrics = loss(values, entropy, batch)
-            metrics = {name: value.detach() / tokens for name, value in metrics.items()}
-            metrics["loss"] = total.detach() / weight
-            return total * (everything / weight), torch.ones((), dtype=torch.int), metrics
+            total, metrics = self._loss_of(output, batch, loss)
+            sums = {**metrics, "loss": total}
+            metrics = {name: value.detach() / divisors.of(name) for name, value in sums.items()}
+            return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
             chunk.train()
@@ -238,24 +277,83 @@ class ModelEngine:
         metrics = self._sum_metrics(("loss", *loss.metric_names), outputs)
         return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
 
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Batch, TokenLoss]]) -> dict[str, float]:
+        """A loss and its metrics over several batches of any size, without a step.
+
+        Args:
+            batches: Whole global batches, the same on every rank, each with its loss, all of one
+                kind. At least one; they may be made while this runs.
+
+        Returns:
+            The metrics and ``loss``: means over all batches together, the same on every rank.
+        """
+        sums, counts = Counter(), Counter()
+        for batch, loss in batches:
+            divisors = loss.divisors(batch.sequences)
+            for name, total in self._summed(batch, loss).items():
+                sums[name] += total
+                counts[name] += divisors.of(name)
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    def _summed(self, batch: Batch, loss: TokenLoss) -> dict[str, float]:
+        """A loss and its metrics, summed over a global batch."""
+
+        def measure(output: torch.Tensor, part: MicroBatch, **_: Any) -> dict[str, torch.Tensor]:
+            total, metrics = self._loss_of(output, part, loss)
+            return {**metrics, "loss": total}
+
+        _, outputs = self.run_forward(batch.sequences, measure, batch.groups)
+        return self._sum_metrics(("loss", *loss.metric_names), outputs)
+
+    def _loss_of(
+        self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        values, extra = self._token_outputs(
+            output, batch, loss.temperature, with_entropy=loss.needs_entropy
+        )
+        if loss.from_logits is not None:
+            extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)
+        return loss(values, extra, batch)
+
     @property
     def _is_last_stage(self) -> bool:
         return self.place.pp == self.topology.pp - 1
 
-    def _micro_batches(self, sequences: Sequence[TokenSequence]) -> list[MicroBatch]:
-        """This data-parallel rank's share, packed."""
-        # Sequence parallelism cuts a rank's tokens by tp, context parallelism a sequence by 2 cp.
+    @property
+    def _multiple_of(self) -> int:
+        return self.topology.pp if self.topology.vpp > 1 else 1
+
+    @property
+    def pad_to_multiple(self) -> int:
+        """Sequences are padded to this: tp cuts a rank's tokens, context parallelism a sequence."""
         multiple = self.topology.tp if self.topology.sequence_parallel else 1
-        multiple *= 2 * self.topology.cp if self.topology.cp > 1 else 1
-        shares = packing.partition(
-            [packing.padded_length(len(sequence.token_ids), multiple) for sequence in sequences],
+        return multiple * (2 * self.topology.cp if self.topology.cp > 1 else 1)
+
+    def shares(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[list[list[int]]]:
+        """Which sequences are in which micro-batch of which data-parallel rank."""
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        return dealing.partition(
+            [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
             dp_size=self.topology.dp,
             max_tokens=self.micro_batch_tokens,
-            multiple_of=self.topology.pp if self.topology.vpp > 1 else 1,
+            multiple_of=self._multiple_of,
+            groups=groups,
         )
+
+    def _micro_batches(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[MicroBatch]:
+        """This data-parallel rank's share, packed."""
         return [
-            packing.collate(sequences, indices, pad_to_multiple=multiple)
-            for indices in shares[self.place.dp]
+            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple)
+            for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 
     def _token_outputs(
@@ -272,7 +370,7 @@ class ModelEngine:
             return values.to(torch.promote_types(values.dtype, torch.float32)), None
         return vocab_parallel_logprobs(
             output.view(-1, output.shape[-1]),
-            batch.targets.to(self.device),
+            batch.targets,
             vocab_size=self.spec.vocab_size,
             group=self.groups.tp,
             temperature=temperature,
@@ -283,15 +381,14 @@ class ModelEngine:
         """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
-        batches = [context.local_part(batch, self.groups.cp) for batch in batches]
+        batches = [context.local_part(batch, self.groups.cp).to(self.device) for batch in batches]
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
-            positions = batch.position_ids.to(self.device)
-            layout = PackedLayout(batch.lengths, positions, max(batch.lengths))
+            layout = PackedLayout(batch.lengths, batch.position_ids, max(batch.lengths))
             output = model(
-                input_ids=batch.token_ids.to(self.device)[None],
-                position_ids=positions[None],
+                input_ids=batch.token_ids[None],
+                position_ids=batch.position_ids[None],
                 attention_mask=None,
                 packed_seq_params=layout,
                 padding_mask=self._padding_mask(batch, model),
@@ -320,7 +417,7 @@ class ModelEngine:
         """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
         if not self.spec.num_experts:
             return None
-        mask = batch.padding.to(self.device)
+        mask = batch.padding
         inner = getattr(model, "module", model)
         if self.topology.sequence_parallel and not inner.pre_process:
             # The first stage's model cuts the mask itself; the later ones do not.
@@ -337,20 +434,3 @@ class ModelEngine:
         total = total.to(self.device)
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
-
-
-def _denominators(sequences: Sequence[TokenSequence]) -> tuple[float, float]:
-    """Trained tokens and total weight of a global batch."""
-    tokens = math.fsum(math.fsum(sequence.loss_mask) for sequence in sequences)
-    if tokens <= 0:
-        raise ValueError("no token of the batch is trained on: every loss_mask is zero")
-    weight = math.fsum(
-        weight * mask
-        for sequence in sequences
-        for weight, mask in zip(
-            sequence.fields.get("loss_weight", [1.0] * len(sequence.loss_mask)),
-            sequence.loss_mask,
-            strict=True,
-        )
-    )
-    return tokens, weight

@@ -51,9 +51,11 @@ def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
         loss_mask=batch.loss_mask[mine],
         fields={name: values[mine] for name, values in batch.fields.items()},
         padding=batch.padding[mine],
+        ends=batch.ends[mine],
         lengths=tuple(length // size for length in batch.lengths),
         order=batch.order,
         context_group=group,
+        values=batch.values,
     )
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from megarlhf.algo.loss import TokenMean
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.data.records import MicroBatch
 from megarlhf.engine.loss import TokenLoss
@@ -12,7 +13,7 @@ from megarlhf.parity.records import Pack
 
 
 @dataclass
-class SquaredError:
+class SquaredError(TokenMean):
     """(value - target)^2 of every trained token (a `TokenLoss`)."""
 
     metric_names: tuple[str, ...] = ()
@@ -37,6 +38,8 @@ class Recorded:
         self.metric_names = self.loss.metric_names
         self.temperature = self.loss.temperature
         self.needs_entropy = self.loss.needs_entropy
+        self.divisors = self.loss.divisors
+        self.from_logits = self.loss.from_logits
 
     def __call__(
         self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch

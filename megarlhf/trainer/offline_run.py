@@ -1,25 +1,25 @@
 """The parts of an offline run on one rank; only the first rank owns the directory and the logs."""
 
 import math
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megarlhf.config.schema import SFTConfig
-from megarlhf.data.records import Sequence
-from megarlhf.data.supervised import SequenceStream
+from megarlhf.config.schema import OfflineConfig, OptimizerConfig
+from megarlhf.data.records import Batch, Example
 from megarlhf.engine import checkpoint
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
 from megarlhf.models.build import DTYPES
-from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.launched import LaunchedRank
-from megarlhf.parallel.topology import Topology
+from megarlhf.trainer.offline_inputs import OfflineInputs
+from megarlhf.trainer.preparation import Parts
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
 
@@ -29,54 +29,49 @@ class OfflineRun:
 
     Args:
         config: The configuration.
-        spec: The model.
-        topology: Its layout.
-        stream: The rows.
-        total_steps: Optimizer steps of the whole run.
+        inputs: What it names.
         launched: This rank.
 
     Attributes:
         step: Optimizer steps taken.
+        total_steps: Of the whole run.
     """
 
     def __init__(
-        self,
-        config: SFTConfig,
-        spec: ModelSpec,
-        topology: Topology,
-        stream: SequenceStream,
-        total_steps: int,
-        launched: LaunchedRank,
+        self, config: OfflineConfig, inputs: OfflineInputs, launched: LaunchedRank
     ) -> None:
-        self.config, self.spec, self.topology, self.stream = config, spec, topology, stream
-        self.total_steps, self.launched = total_steps, launched
+        self.config, self.inputs, self.launched = config, inputs, launched
+        self.total_steps = inputs.total_steps
         self.step = 0
         self._saved_step = 0  # what is there before the first step needs no saving
-        self._last_loss: float | None = None
+        self._figures: dict[str, float | None] = {"loss": None}  # what the summary will say
         self._exit = ExitStack()
         self._directory: RunDirectory | None = None
         self.log: RunLog | None = None
 
     def __enter__(self) -> "OfflineRun":
+        name = self.inputs.method.name
+
         def claim() -> tuple[Path, dict[str, Any]] | None:
-            self._directory = self._exit.enter_context(RunDirectory("sft", self.config))
+            self._directory = self._exit.enter_context(RunDirectory(name, self.config))
             newest = self._directory.newest_checkpoint()
             return (newest.directory, newest.state) if newest else None
 
         self._found = self.launched.first(claim)
         if self._found is not None:
             _, state = self._found
-            self.stream.load_state_dict(state["stream"])
+            self.inputs.stream.load_state_dict(state["stream"])
             self.step = self._saved_step = state["step"]
-            self._last_loss = state["loss"]
+            self._figures = state["figures"]
         if self._directory is not None:
             self.log = RunLog(
                 self._directory.path,
                 self.config,
-                title=f"sft on {self.config.model.path}",
+                title=f"{name} on {self.config.model.path}",
                 total_steps=self.total_steps,
                 done_steps=self.step,
             )
+            self._report_rows()
         return self
 
     def __exit__(
@@ -88,35 +83,48 @@ class OfflineRun:
         self._exit.close()
 
     def begin(self) -> None:
-        """Build and load the model; go on from the newest checkpoint."""
+        """Build and load the model; go on from the newest checkpoint, or evaluate it as it is."""
         with self._phase("start", setup=True):
-            groups = make_groups(self.topology, self.config.train.seed)
-            self.engine = ModelEngine(
-                self.spec,
-                self.config.model,
-                self.topology,
-                groups,
-                self.launched.rank,
-                micro_batch_tokens=self.config.train.micro_batch_tokens,
-                optimizer=self.config.optimizer,
+            groups = make_groups(self.inputs.topology, self.config.train.seed)
+            self.engine = self._build(groups, self.config.optimizer)
+            held_out = self.inputs.held_out
+            self._prepare = self.inputs.method.preparation(
+                Parts(
+                    config=self.config,
+                    engine=self.engine,
+                    frozen_copy=lambda: self._build(groups),
+                    rows=(self.inputs.rows, *([] if held_out is None else [held_out])),
+                    directory=Path(self.config.output.dir),
+                    launched=self.launched,
+                )
             )
             if self._found is not None:
                 checkpoint.load(self.engine, self._found[0])
         if self.step:
             self._note(f"going on after step {self.step}")
+        elif self.inputs.held_out is not None:
+            with self._phase("evaluate", setup=True):
+                metrics = self._evaluate("before")
+            if self.log is not None:
+                self.log.point(0, metrics)
 
-    def train_step(self, batch: list[Sequence], loss: TokenLoss) -> None:
-        """One optimizer step; save where it is due."""
+    def train_step(self, examples: Sequence[Example]) -> None:
+        """One optimizer step; evaluate and save where it is due."""
         lr = learning_rate(self.config.optimizer, self.step, self.total_steps)
+        with self._phase("prepare"):
+            batch, loss = self._prepare(examples)
         with self._phase("train"):
-            metrics = self.engine.train_step(batch, loss, lr=lr)
+            metrics = self.engine.train_step(batch.sequences, loss, lr=lr, groups=batch.groups)
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss of step {self.step + 1} is not a finite number",
                 fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
             )
         self.step += 1
-        self._last_loss = metrics["loss"]
+        self._figures["loss"] = metrics["loss"]
+        if self.inputs.held_out is not None and self._is_due(self.config.train.eval_every):
+            with self._phase("evaluate"):
+                metrics |= self._evaluate("after")
         if self.config.train.save_every and self.step % self.config.train.save_every == 0:
             with self._phase("save"):
                 self._save()
@@ -134,19 +142,49 @@ class OfflineRun:
         model = Path(self.config.output.dir) / "model"
         with self._phase("export", setup=True):
             export_huggingface(
-                self.spec,
-                self.topology,
+                self.inputs.spec,
+                self.inputs.topology,
                 self.launched.rank,
                 self.engine.chunks,
                 model,
                 DTYPES[self.config.model.dtype],
             )
-        summary: dict[str, Any] = {"loss": self._last_loss, "steps": self.step}
+        summary: dict[str, Any] = {**self._figures, "steps": self.step}
         if self.log is not None:
             totals = self.log.progress.totals()
             summary["seconds"] = {name: round(seconds, 2) for name, seconds in totals.items()}
             self.log.finish(summary, {"checkpoint": model})
         return summary
+
+    def _build(self, groups: Any, optimizer: OptimizerConfig | None = None) -> ModelEngine:
+        return ModelEngine(
+            self.inputs.spec,
+            self.config.model,
+            self.inputs.topology,
+            groups,
+            self.launched.rank,
+            micro_batch_tokens=self.config.train.micro_batch_tokens,
+            optimizer=optimizer,
+        )
+
+    def _is_due(self, every: int) -> bool:
+        """Whether something is due that happens every so many steps and after the last."""
+        return self.step == self.total_steps or (every > 0 and self.step % every == 0)
+
+    def _evaluate(self, when: str) -> dict[str, float]:
+        """The metrics of the held-out rows; the summary gets the one that judges the method."""
+        metrics = self.engine.evaluate(self._held_out_batches())
+        judged_by = self.inputs.method.judged_by
+        self._figures[f"eval_{judged_by}_{when}"] = metrics[judged_by]
+        return {f"eval_{name}": value for name, value in metrics.items()}
+
+    def _held_out_batches(self) -> Iterator[tuple[Batch, TokenLoss]]:
+        """All held-out rows, in batches of ``train.batch_size`` or, to come out even, a little more."""
+        rows = self.inputs.held_out
+        count = max(1, len(rows) // self.config.train.batch_size)
+        for number in range(count):
+            part = slice(number * len(rows) // count, (number + 1) * len(rows) // count)
+            yield self._prepare(rows[part])
 
     def _save(self) -> None:
         directory = self.launched.first(
@@ -156,11 +194,16 @@ class OfflineRun:
         if self._directory is not None:
             state = {
                 "step": self.step,
-                "stream": self.stream.state_dict(),
-                "loss": self._last_loss,
+                "stream": self.inputs.stream.state_dict(),
+                "figures": self._figures,
             }
             self._directory.commit_checkpoint(directory, state)
         self._saved_step = self.step
+
+    def _report_rows(self) -> None:
+        for name, rows in (("train", self.inputs.rows), ("eval", self.inputs.held_out)):
+            for line in [] if rows is None else rows.report.lines():
+                self._note(f"{name}: {line}")
 
     def _phase(self, name: str, *, setup: bool = False) -> AbstractContextManager[None]:
         return self.log.progress.phase(name, setup=setup) if self.log else nullcontext()

@@ -17,8 +17,9 @@ from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.settings import EngineSettings, Sampling
+from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
@@ -80,7 +81,7 @@ class RLRun:
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
             note = self.log.progress.note
-            self.engines = EngineGroup(self.config, self._engine_settings(), note)
+            self.engines = EngineGroup(self.config, engine_settings(self.config), note)
             self.models = TrainedModels.on_ray(
                 self.config, self.inputs.algorithm, self.inputs.total_steps
             )
@@ -207,21 +208,6 @@ class RLRun:
         return summary
 
     # -- how ----------------------------------------------------------------------------------------
-
-    def _engine_settings(self) -> EngineSettings:
-        rollout = self.config.rollout
-        return EngineSettings(
-            model_path=self.config.model.path,
-            dtype=rollout.dtype or self.config.model.dtype,
-            tensor_parallel=rollout.tensor_parallel,
-            expert_parallel=rollout.expert_parallel,
-            during_generation=self.config.stream.during_generation,
-            can_sleep=rollout.placement == "colocated",
-            max_length=self.config.data.max_prompt_tokens + rollout.max_new_tokens,
-            max_sequences=256,
-            gpu_memory_utilization=rollout.gpu_memory_utilization,
-            seed=self.config.train.seed,
-        )
 
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""

@@ -26,12 +26,16 @@ _LAYOUT = (
 _MAY_CHANGE = (
     *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
-    *(f"{model}.parallel.{key}" for model in ("model", "critic") for key in _LAYOUT),
+    *(f"{model}.parallel.{key}" for model in ("model", "critic", "teacher") for key in _LAYOUT),
     *("model.recompute", "critic.recompute", "critic.export"),
     *("rollout.engines", "rollout.tensor_parallel"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
     *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
 )
+
+# What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
+TOKENIZED = "tokenized"
+NOT_OURS = ("run.lock", "logs", TOKENIZED)
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ class RunDirectory:
     """Claims ``output.dir`` for one run (and one process); use as a context manager.
 
     Args:
-        command: ``rl`` or ``sft``.
+        command: ``rl``, ``sft``, ...
         config: The run's configuration.
 
     Raises:
@@ -150,7 +154,7 @@ class RunDirectory:
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
-        others = [entry for entry in self.path.iterdir() if entry.name not in ("run.lock", "logs")]
+        others = [entry for entry in self.path.iterdir() if entry.name not in NOT_OURS]
         if not file.is_file():
             if others:
                 raise UserError(

@@ -1,6 +1,7 @@
 """Random sequences as lists of floats, for the loops, and packed in float64, for the tensors."""
 
 import random
+from itertools import accumulate
 
 import torch
 
@@ -53,8 +54,10 @@ def pack(sequences, config, *, without=()):
     mask = joined("mask")
     lengths = tuple(len(s["mask"]) for s in sequences)
     empty = torch.zeros(len(mask), dtype=torch.int64)
+    ends = torch.zeros(len(mask), dtype=torch.bool)
+    ends[[end - 1 for end in accumulate(lengths)]] = True
     order = tuple(range(len(lengths)))
-    batch = MicroBatch(empty, empty, empty, mask, fields, mask == 0, lengths, order)
+    batch = MicroBatch(empty, empty, empty, mask, fields, mask == 0, ends, lengths, order)
     return joined("logprobs").requires_grad_(), joined("entropy"), batch
 
 

@@ -2,9 +2,17 @@ import json
 
 import pytest
 
-from megarlhf.config.checks import RANGES, check_rl, check_sft, is_named
+from megarlhf.config.checks import RANGES, check_offline, check_rl, is_named
 from megarlhf.config.loader import load, settings
-from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.config.schema import (
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    PRMConfig,
+    RLConfig,
+    RMConfig,
+    SFTConfig,
+)
 from megarlhf.errors import UserError
 
 DENSE = {
@@ -14,6 +22,7 @@ DENSE = {
     "num_hidden_layers": 8,
     "max_position_embeddings": 4096,
 }
+CONFIGS = [RLConfig, SFTConfig, RMConfig, PRMConfig, DPOConfig, KTOConfig, KDConfig]
 EXPERTS = DENSE | {"num_local_experts": 4}
 
 
@@ -34,8 +43,8 @@ def run(tmp_path):
             f"output.dir={tmp_path}",
             f"data.{data}=json@{tmp_path / 'prompts.jsonl'}",
         ]
-        if cls is SFTConfig:
-            check_sft(load(cls, None, required + list(overrides)), world_size)
+        if cls is not RLConfig:
+            check_offline(load(cls, None, required + list(overrides)), world_size)
             return
         required += [f"reward.function={tmp_path / 'reward.py'}", "cluster.actor_ranks=8"]
         check_rl(load(cls, None, required + list(overrides)))
@@ -82,7 +91,7 @@ def test_required():
         check_rl(RLConfig())
     assert "model.path=..." in caught.value.fix
     with pytest.raises(UserError, match=r"data\.train"):
-        check_sft(SFTConfig(), 1)
+        check_offline(SFTConfig(), 1)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +120,7 @@ def test_ranges(run, key, value, wording):
     refuse(run, f"{key}={value}", where=key, parts=[f"must be {wording}, got {value}", "default"])
 
 
-@pytest.mark.parametrize("cls", [RLConfig, SFTConfig])
+@pytest.mark.parametrize("cls", CONFIGS)
 def test_every_number_has_a_range_that_its_default_keeps(cls):
     for key, _, value in settings(cls()):
         if type(value) in (int, float):
@@ -120,7 +129,7 @@ def test_every_number_has_a_range_that_its_default_keeps(cls):
 
 
 def test_every_range_is_of_a_setting():
-    known = {setting.key for cls in (RLConfig, SFTConfig) for setting in settings(cls())}
+    known = {setting.key for cls in CONFIGS for setting in settings(cls())}
     names = [name for _, _, names in RANGES for name in names]
     assert all(any(is_named(key, [name]) for key in known) for name in names)
     assert len(set(names)) == len(names)
@@ -185,10 +194,10 @@ def test_model_directory(tmp_path, spoil, parts):
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").touch()
     config = load(SFTConfig, None, [f"model.path={model}", "data.train=some/data", "output.dir=o"])
-    check_sft(config, 1)
+    check_offline(config, 1)
     spoil(model)
     with pytest.raises(UserError) as caught:
-        check_sft(config, 1)
+        check_offline(config, 1)
     assert caught.value.where == "model.path"
     assert all(part in str(caught.value) for part in parts), str(caught.value)
 
@@ -279,6 +288,46 @@ def test_sequence_length(run):
 
 def test_model_config_without_sizes_is_left_to_the_model_code(run):
     run("model.parallel.tensor=8", hf={})
+
+
+TIGHT = ["train.micro_batch_tokens=4000"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "overrides", "where", "parts"),
+    [
+        (
+            SFTConfig,
+            [*TIGHT, "train.batch_size=12"],
+            "train.batch_size",
+            ["multiple of 8", "4100"],
+        ),
+        (
+            RMConfig,
+            [*TIGHT, "train.batch_size=12"],
+            "train.batch_size",
+            ["multiple of 8", "8200"],
+        ),
+        (RMConfig, ["train.eval_every=2"], "train.eval_every", ["no rows", "data.eval"]),
+        (
+            DPOConfig,
+            ["loss.kind=ipo", "loss.label_smoothing=0.1"],
+            "loss.label_smoothing",
+            ["loss.kind=sigmoid"],
+        ),
+        (DPOConfig, ["loss.label_smoothing=0.5"], "loss.label_smoothing", ["less than 0.5"]),
+        (DPOConfig, ["loss.beta=0"], "loss.beta", ["greater than 0"]),
+        (DPOConfig, ["data.margin_key=margin"], "data.margin_key", ["reward models"]),
+        (
+            KTOConfig,
+            ["train.batch_size=1", "model.parallel.tensor=4", "model.parallel.pipeline=2"],
+            "train.batch_size",
+            ["at least 2", "loss.kl=none"],
+        ),
+    ],
+)
+def test_offline_settings_that_do_not_fit(run, cls, overrides, where, parts):
+    refuse(run, *overrides, where=where, parts=parts, cls=cls, world_size=8)
 
 
 DP3 = ["cluster.actor_ranks=3", "rollout.samples_per_prompt=2"]

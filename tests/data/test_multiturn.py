@@ -18,7 +18,7 @@ def load(write_rows, tokenizer, *conversations, **settings):
     spec = write_rows([{"messages": messages} for messages in conversations])
     settings = {"input_key": "messages", "output_key": None, **settings}
     config = SupervisedDataConfig(train=spec, apply_chat_template=True, **settings)
-    return load_supervised(config, tokenizer)
+    return load_supervised(config, tokenizer).mapped(lambda example: example.sequences[0])
 
 
 def runs(sequence, tokenizer):

@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megarlhf.data.packing import collate, padded_length, partition, scatter
+from megarlhf.data.dealing import partition
+from megarlhf.data.packing import collate, padded_length, scatter
 from megarlhf.data.records import Sequence
 
 

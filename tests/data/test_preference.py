@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megarlhf.config.schema import PreferenceDataConfig
-from megarlhf.data.batches import ExampleStream, preference_batch
+from megarlhf.data.batches import ExampleStream, batch_of
 from megarlhf.data.preference import load_preferences
 from megarlhf.errors import UserError
 
@@ -69,15 +69,14 @@ def test_whole_texts(write_rows, tokenizer):
 def test_a_batch_of_pairs(write_rows, tokenizer):
     rows = [{**ROW, "prompt": f"{n}", "margin": n / 2} for n in range(3)]
     examples = load(write_rows(rows), tokenizer, margin_key="margin")
-    batch = preference_batch(ExampleStream(examples, seed=1, shuffle=False).next_batch(3))
+    batch = batch_of(ExampleStream(examples, seed=1, shuffle=False).next_batch(3))
     assert batch.groups == [(0, 1), (2, 3), (4, 5)]
     for pair, (chosen, rejected) in enumerate(batch.groups):
         assert tokenizer.decode(batch.sequences[chosen].token_ids) == f"{pair}2</s>"
         assert tokenizer.decode(batch.sequences[rejected].token_ids) == f"{pair}three</s>"
         for position in (chosen, rejected):
-            sequence = batch.sequences[position]
-            assert sequence.fields == {"margin": [pair / 2] * len(sequence.token_ids)}
-    assert preference_batch(list(load(write_rows(rows), tokenizer))).sequences[0].fields == {}
+            assert batch.sequences[position].values == {"margin": pair / 2}
+    assert batch_of(list(load(write_rows(rows), tokenizer))).sequences[0].values == {}
 
 
 def test_equal_answers_are_skipped_and_counted(write_rows, tokenizer, caplog):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megarlhf.config.schema import StepDataConfig
-from megarlhf.data.batches import single_batch
+from megarlhf.data.batches import batch_of
 from megarlhf.data.packing import collate
 from megarlhf.data.steps import load_steps
 from megarlhf.errors import UserError
@@ -49,7 +49,7 @@ def test_a_text_with_step_tokens(write_rows, tokenizer):
 
 def test_a_packed_batch_has_the_labels_at_the_step_tokens(write_rows, tokenizer):
     examples = list(load(write_rows([ROW, {**ROW, "labels": [0.5, 1]}]), tokenizer))
-    batch = single_batch(examples)
+    batch = batch_of(examples)
     assert batch.groups == [(0,), (1,)]
     packed = collate(batch.sequences, [0, 1])
     (newline,) = tokenizer.encode("\n")

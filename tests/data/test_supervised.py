@@ -1,12 +1,14 @@
 import pytest
 
 from megarlhf.config.schema import SupervisedDataConfig
-from megarlhf.data.supervised import SequenceStream, load_supervised
+from megarlhf.data.stream import ShuffledStream
+from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
 
 
 def load(spec, tokenizer, **settings):
-    return load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
+    rows = load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
+    return rows.mapped(lambda example: example.sequences[0])
 
 
 def parts(sequence, tokenizer):
@@ -142,8 +144,8 @@ def test_gsm8k_streams(shared_data, tokenizer):
     settings = {"input_key": "question", "output_key": "answer", "max_samples": 300}
     sequences = load(spec, tokenizer, **settings)
     assert parts(sequences[0], tokenizer)[1].endswith("#### 72</s>")
-    stream = SequenceStream(sequences, seed=1)
+    stream = ShuffledStream(sequences, seed=1)
     stream.next_batch(250)
-    restored = SequenceStream(load(spec, tokenizer, **settings), seed=1)
+    restored = ShuffledStream(load(spec, tokenizer, **settings), seed=1)
     restored.load_state_dict(stream.state_dict())
     assert restored.next_batch(100) == stream.next_batch(100)

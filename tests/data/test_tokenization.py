@@ -9,12 +9,12 @@ import pytest
 
 from megarlhf.config.schema import StepDataConfig, SupervisedDataConfig
 from megarlhf.data import tokenization
-from megarlhf.data.packing import partition
+from megarlhf.data.dealing import partition
 from megarlhf.data.records import Example, Sequence
 from megarlhf.data.steps import load_steps
 from megarlhf.data.store import read_example, record_batch
 from megarlhf.data.stream import ShuffledStream, _token_hash
-from megarlhf.data.supervised import SequenceStream, load_supervised
+from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
 
 ROWS = [{"input": f"{n}+1=", "output": str(n + 1)} for n in range(25)]
@@ -26,7 +26,8 @@ def small_pieces(monkeypatch):
 
 
 def load(spec, tokenizer, **settings):
-    return load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
+    rows = load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
+    return rows.mapped(lambda example: example.sequences[0])
 
 
 def test_what_is_stored_is_read_back():
@@ -181,17 +182,17 @@ def test_a_resumed_run_on_other_ranks_sees_every_remaining_row_once(
     write_rows, tokenizer, ranks, small_pieces
 ):
     spec = write_rows([{"input": f"{n:03}", "output": "y"} for n in range(40)])
-    whole = dealt(SequenceStream(load(spec, tokenizer), seed=3), 10, 2)
+    whole = dealt(ShuffledStream(load(spec, tokenizer), seed=3), 10, 2)
     assert all(len({row for batch in whole[e : e + 5] for row in batch}) == 40 for e in (0, 5))
-    interrupted = SequenceStream(load(spec, tokenizer), seed=3)
+    interrupted = ShuffledStream(load(spec, tokenizer), seed=3)
     assert dealt(interrupted, 3, 2) == whole[:3]
     state = json.loads(json.dumps(interrupted.state_dict()))
-    resumed = SequenceStream(load(spec, tokenizer), seed=3)
+    resumed = ShuffledStream(load(spec, tokenizer), seed=3)
     resumed.load_state_dict(state)
     assert dealt(resumed, 7, ranks) == whole[3:]
 
 
 def test_a_state_of_a_list_fits_the_stored_rows(write_rows, tokenizer):
     rows = load(write_rows(ROWS), tokenizer)
-    listed, stored = ShuffledStream(list(rows), seed=1), SequenceStream(rows, seed=1)
+    listed, stored = ShuffledStream(list(rows), seed=1), ShuffledStream(rows, seed=1)
     assert listed.state_dict() == stored.state_dict()

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from megarlhf.config.schema import UnpairedDataConfig
-from megarlhf.data.batches import unpaired_batch
+from megarlhf.data.batches import batch_of, mismatched
 from megarlhf.data.unpaired import load_unpaired
 from megarlhf.errors import UserError
 
@@ -33,23 +33,19 @@ def test_rows(write_rows, tokenizer):
     assert sequence.loss_mask == [0.0] * 2 + [1.0] * 8
 
 
+def test_a_batch_of_answers(write_rows, tokenizer):
+    examples = list(load(three(write_rows), tokenizer))
+    batch = batch_of(examples)
+    assert batch.groups == [(0,), (1,), (2,)]
+    assert [sequence.values["desirable"] for sequence in batch.sequences] == [1.0, 0.0, 1.0]
+
+
 def test_mismatched_pairs(write_rows, tokenizer):
     examples = list(load(three(write_rows), tokenizer))
-    batch = unpaired_batch(examples, max_tokens=100, mismatched=True)
-    decoded = [tokenizer.decode(sequence.token_ids) for sequence in batch.sequences]
-    own = [f"q{n}answer{n}</s>" for n in range(3)]
-    assert decoded == [*own, "q1answer0</s>", "q2answer1</s>", "q0answer2</s>"]
-    assert batch.groups == [(position,) for position in range(6)]
-    for position, sequence in enumerate(batch.sequences):
-        assert sequence.loss_mask == [0.0] * 2 + [1.0] * 8
-        desirable = [1.0, 0.0, 1.0, 0.0, 0.0, 0.0][position]
-        assert sequence.fields == {
-            "desirable": [desirable] * 10,
-            "mismatched": [float(position >= 3)] * 10,
-        }
-    alone = unpaired_batch(examples, max_tokens=100, mismatched=False)
-    assert len(alone.sequences) == 3
-    assert list(alone.sequences[0].fields) == ["desirable"]
+    sequences = mismatched(examples, max_tokens=100)
+    decoded = [tokenizer.decode(sequence.token_ids) for sequence in sequences]
+    assert decoded == ["q1answer0</s>", "q2answer1</s>", "q0answer2</s>"]
+    assert all(sequence.loss_mask == [0.0] * 2 + [1.0] * 8 for sequence in sequences)
 
 
 def test_mismatched_pairs_keep_within_the_limit(write_rows, tokenizer):
@@ -58,11 +54,11 @@ def test_mismatched_pairs_keep_within_the_limit(write_rows, tokenizer):
         {"prompt": "1", "completion": "12345", "label": True},
     ]
     examples = list(load(write_rows(rows), tokenizer, max_tokens=7))
-    batch = unpaired_batch(examples, max_tokens=7, mismatched=True)
-    decoded = [tokenizer.decode(sequence.token_ids) for sequence in batch.sequences[2:]]
+    sequences = mismatched(examples, max_tokens=7)
+    decoded = [tokenizer.decode(sequence.token_ids) for sequence in sequences]
     assert decoded == ["11</s>", "1234512"]
     with pytest.raises(ValueError, match="at least two rows"):
-        unpaired_batch(examples[:1], max_tokens=7, mismatched=True)
+        mismatched(examples[:1], max_tokens=7)
 
 
 @pytest.mark.parametrize("label", ["true", None, 2, 0.5, []])
@@ -85,5 +81,4 @@ def test_gsm8k_labels(shared_data, write_rows, tokenizer):
     examples = load(write_rows(rows), tokenizer, max_tokens=3000)
     labels = [example.values["desirable"] for example in examples]
     assert sum(labels) == sum(row["label"] for row in rows)
-    batch = unpaired_batch(examples[:64], max_tokens=1000, mismatched=True)
-    assert len(batch.sequences) == 128
+    assert len(mismatched(examples[:64], max_tokens=1000)) == 64

@@ -53,7 +53,7 @@ def test_the_data_layer_reads_prompts(folder, tokenizer):
 
 def test_the_data_layer_reads_supervised_rows(folder, tokenizer):
     config = SupervisedDataConfig(train=f"json@{folder}/sft.jsonl", apply_chat_template=True)
-    rows = load_supervised(config, tokenizer)
+    rows = load_supervised(config, tokenizer).mapped(lambda example: example.sequences[0])
     assert len(rows) == 64
     for row in rows:
         output = [

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from megarlhf.algo.loss import TokenMean
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megarlhf.data.records import Sequence
 from megarlhf.engine.model_engine import ModelEngine
@@ -18,7 +19,7 @@ OPTIMIZER = OptimizerConfig(lr=LR, eps=1e-5)
 
 
 @dataclass
-class WeightedLikelihood:
+class WeightedLikelihood(TokenMean):
     """-log p with ``loss_weight`` where the sequences have it; unweighted as a metric."""
 
     temperature: float = 1.0

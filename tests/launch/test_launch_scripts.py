@@ -14,6 +14,7 @@ import pytest
 LAUNCH = Path(__file__).parents[2] / "launch"
 TORCHRUN = LAUNCH / "torchrun.sh"
 SLURM = LAUNCH / "slurm.sbatch"
+ITERATE = LAUNCH / "iterate.sh"
 
 
 def environment(path: Path | None = None, **extra: str) -> dict[str, str]:
@@ -301,3 +302,39 @@ def test_shellcheck():
     scripts.append(str(LAUNCH.parent / ".ci/run"))
     done = subprocess.run(["shellcheck", "-x", *scripts], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
+
+
+# --- iterate.sh -------------------------------------------------------------------------------
+
+
+def test_iterate_dry_run():
+    options = ["--model", "M", "--out", "O", "--rounds", "2", "--nproc", "2", "--dry-run"]
+    settings = ["--generate", "g.yaml", "--generate", "a=[1, 2]", "--train", "b=c"]
+    done = run(ITERATE, "dpo", *options, *settings)
+    assert done.returncode == 0, done.stderr
+    expected = ""
+    for number, model in ((1, "M"), (2, "O/round-1/train/model")):
+        at = f"O/round-{number}"
+        expected += (
+            f"{sys.executable} -m megarlhf generate --config g.yaml 'a=[1, 2]' "
+            f"model.path={model} train.seed={number} output.dir={at}/generate\n"
+            f"{LAUNCH}/torchrun.sh --nproc 2 -- dpo b=c model.path={model} "
+            f"data.train=json@{at}/generate/pairs.jsonl output.dir={at}/train\n"
+        )
+    assert command_lines(done.stdout) == command_lines(expected)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["kto", "--model", "M", "--out", "O"], "METHOD must be sft or dpo, not 'kto'"),
+        (["sft", "--out", "O"], "--model is missing"),
+        (["sft", "--model", "M", "--out", "O", "--rounds", "0"], "whole number from 1"),
+        (["sft", "dpo"], "'dpo' is one word too many"),
+        (["sft", "--generate"], "--generate needs a value"),
+    ],
+)
+def test_iterate_refuses(words, message):
+    done = run(ITERATE, *words)
+    assert done.returncode == 2
+    assert message in done.stderr

@@ -44,20 +44,21 @@ def contiguous_cut():
 @contextmanager
 def local_denominator():
     """The mean of the data-parallel ranks' means, instead of one mean over all tokens."""
+    from megarlhf.algo.loss import Divisors, TokenMean
     from megarlhf.engine import model_engine
 
     mine = 0.0
     cut = model_engine.ModelEngine._micro_batches
 
-    def remember(self, sequences):
+    def remember(self, sequences, groups=None):
         nonlocal mine
-        batches = cut(self, sequences)
+        batches = cut(self, sequences, groups)
         mine = float(sum(batch.loss_mask.sum() for batch in batches)) * self.topology.dp
         return batches
 
     with ExitStack() as stack:
         stack.enter_context(patch.object(model_engine.ModelEngine, "_micro_batches", remember))
-        stack.enter_context(patch.object(model_engine, "_denominators", lambda _: (mine, mine)))
+        stack.enter_context(patch.object(TokenMean, "divisors", lambda *_: Divisors(mine, mine)))
         yield
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megarlhf.config.schema import ParallelConfig
-from megarlhf.data.packing import partition
+from megarlhf.data.dealing import partition
 from megarlhf.errors import UserError
 from megarlhf.parallel.topology import Topology
 from megarlhf.parity.batch import MICRO_BATCH_TOKENS, make_batch

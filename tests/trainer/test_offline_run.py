@@ -7,12 +7,18 @@ import pytest
 
 from megarlhf.config import loader
 from megarlhf.config.schema import SFTConfig
-from megarlhf.data.records import Sequence
-from megarlhf.data.supervised import SequenceStream
+from megarlhf.data.accounting import RowReport
+from megarlhf.data.batches import ExampleStream
+from megarlhf.data.records import Batch, Example, Sequence
 from megarlhf.errors import UserError
 from megarlhf.trainer import offline_run
+from megarlhf.trainer.methods import METHODS
 
 STEPS = 2
+
+
+class Rows(list):
+    token_hash = "of three rows"
 
 
 @pytest.fixture
@@ -22,14 +28,24 @@ def process(tmp_path, monkeypatch):
     monkeypatch.setattr(offline_run, "export_huggingface", lambda *_: None)
     overrides = [f"output.dir={tmp_path}", "output.tensorboard=false", "train.save_every=1"]
     config = loader.load(SFTConfig, None, overrides)
-    stream = SequenceStream([Sequence([1, 2], [0.0, 1.0]) for _ in range(3)], seed=1)
+    row = Example([Sequence([1, 2], [0.0, 1.0])], prompt_tokens=1)
+    inputs = SimpleNamespace(
+        method=METHODS[SFTConfig],
+        spec=None,
+        topology=None,
+        rows=SimpleNamespace(report=RowReport(rows=3, kept=3)),
+        held_out=None,
+        stream=ExampleStream(Rows([row] * 3), seed=1),
+        total_steps=STEPS,
+    )
     first_rank = SimpleNamespace(rank=0, first=lambda act: act())
 
     def process(*losses):
         left = iter(losses)
-        run = offline_run.OfflineRun(config, None, None, stream, STEPS, first_rank)
+        run = offline_run.OfflineRun(config, inputs, first_rank)
+        run._prepare = lambda examples: (Batch([], []), None)
         run.engine = SimpleNamespace(
-            chunks=[], train_step=lambda batch, loss, lr: {"loss": next(left)}
+            chunks=[], train_step=lambda batch, loss, lr, groups: {"loss": next(left)}
         )
         return run
 
@@ -38,7 +54,7 @@ def process(tmp_path, monkeypatch):
 
 def steps_of(run, *batches):
     for batch in batches:
-        run.train_step(run.stream.next_batch(batch), None)
+        run.train_step(run.inputs.stream.next_batch(batch))
 
 
 def test_a_finished_run_started_again_keeps_its_summary(process, tmp_path):
@@ -55,11 +71,11 @@ def test_a_finished_run_started_again_keeps_its_summary(process, tmp_path):
 def test_an_interrupted_run_goes_on_with_the_next_rows(process):
     with process(0.75) as run:
         steps_of(run, 2)
-        state = run.stream.state_dict()
+        state = run.inputs.stream.state_dict()
         assert run.finish(interrupted=True) == {"interrupted": True, "steps": 1}
     with process(0.5) as run:
         assert run.step == 1
-        assert run.stream.state_dict() == state
+        assert run.inputs.stream.state_dict() == state
         steps_of(run, 2)
         assert run.finish(interrupted=False)["loss"] == 0.5
 

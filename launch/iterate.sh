@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Rounds of sampling, scoring and training: rejection sampling (sft) or iterative DPO (dpo).
+set -euo pipefail
+PROGRAM=iterate.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+usage() {
+    cat <<'EOT'
+usage: launch/iterate.sh METHOD --model DIR --out DIR [options]
+
+  launch/iterate.sh dpo --model DIR --out OUT --rounds 3 --nproc 2 \
+      --generate data.prompts=json@FILE --generate reward.function=my_reward.py \
+      --train optimizer.lr=1e-6 --train loss.beta=0.1
+
+METHOD is sft (rejection sampling: train on the best of n responses) or dpo (iterative DPO: on the best
+and the worst). Each round samples from the model of the round before, which is also DPO's reference.
+
+  --model DIR           the model of the first round
+  --out DIR             gets round-1/generate, round-1/train, round-2/...; round-N/train/model is the result
+  --rounds N            how many (default 3)
+  --nproc N             processes that train on this node (default: its GPUs, else 1)
+  --generate KEY=VALUE  a setting of megarlhf generate; as often as needed
+  --train KEY=VALUE     a setting of the training command; as often as needed
+  --dry-run             print the commands and stop
+  -h, --help            print this and stop
+
+Settings may also be in a file: --generate and --train take one FILE.yaml too. What is done is not done again:
+the same line goes on where it was stopped.
+EOT
+}
+
+method='' model='' out='' rounds=3 dry_run=''
+nproc=() generate=() train=()
+setting() { # the words of a file or of a setting
+    if [[ $1 == *.yaml || $1 == *.yml ]] && [[ $1 != *=* ]]; then echo --config; fi
+    echo "$1"
+}
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --model | --out | --rounds)
+        need_value "${@:1:2}"
+        printf -v "${1#--}" %s "$2"
+        shift 2
+        ;;
+    --nproc) need_value "${@:1:2}" && nproc=(--nproc "$2") && shift 2 ;;
+    --generate) need_value "${@:1:2}" && mapfile -t -O "${#generate[@]}" generate < <(setting "$2") && shift 2 ;;
+    --train) need_value "${@:1:2}" && mapfile -t -O "${#train[@]}" train < <(setting "$2") && shift 2 ;;
+    --dry-run) dry_run=1 && shift ;;
+    -h | --help) usage && exit 0 ;;
+    -*) wrong "unknown option '$1'" ;;
+    *) [[ -z $method ]] || wrong "'$1' is one word too many" && method=$1 && shift ;;
+    esac
+done
+case $method in
+sft) rows=best.jsonl ;;
+dpo) rows=pairs.jsonl ;;
+*) wrong "METHOD must be sft or dpo, not '$method'" ;;
+esac
+[[ -n $model ]] || wrong "--model is missing"
+[[ -n $out ]] || wrong "--out is missing"
+need_number --rounds "$rounds" 1 1000
+
+python=$(find_python)
+here=$(dirname "${BASH_SOURCE[0]}")
+do_once() { # do_once DIRECTORY COMMAND...: skipped when the directory's run is complete
+    local done=$1/done
+    shift
+    if [[ -n $dry_run ]]; then
+        show "$@"
+    elif [[ ! -e $done ]]; then
+        "$@"
+        touch "$done"
+    fi
+}
+for ((round = 1; round <= 10#$rounds; round++)); do
+    at=$out/round-$round
+    do_once "$at/generate" "$python" -m megarlhf generate "${generate[@]}" \
+        "model.path=$model" "train.seed=$round" "output.dir=$at/generate"
+    do_once "$at/train" "$here/torchrun.sh" "${nproc[@]}" -- "$method" "${train[@]}" \
+        "model.path=$model" "data.train=json@$at/generate/$rows" "output.dir=$at/train"
+    model=$at/train/model
+done
+[[ -n $dry_run ]] || say "the model of round $((10#$rounds)): $model"

@@ -1,0 +1,84 @@
+"""Everything an offline run reads, read and checked before any model is built."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megarlhf.config import checks
+from megarlhf.config.schema import OfflineConfig
+from megarlhf.data.batches import ExampleStream
+from megarlhf.data.records import Example
+from megarlhf.data.store import StoredRows
+from megarlhf.errors import UserError
+from megarlhf.models.spec import DEFAULT_SCALAR_HEAD, ModelSpec
+from megarlhf.parallel.topology import Topology
+from megarlhf.trainer.methods import METHODS, Method
+from megarlhf.trainer.rl_inputs import check_vocabulary, load_tokenizer, read_language_model
+from megarlhf.trainer.run_directory import TOKENIZED
+
+
+@dataclass(frozen=True)
+class OfflineInputs:
+    """What `prepare` found.
+
+    Attributes:
+        method: The registry's row.
+        spec: The model.
+        topology: Its layout.
+        rows: To train on.
+        held_out: To evaluate on; None if the settings name none.
+        stream: The rows in their order.
+        total_steps: Optimizer steps of the whole run.
+    """
+
+    method: Method
+    spec: ModelSpec
+    topology: Topology
+    rows: StoredRows[Example]
+    held_out: StoredRows[Example] | None
+    stream: ExampleStream
+    total_steps: int
+
+
+def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
+    """Read and check the configuration, the model's description and the data.
+
+    Raises:
+        UserError: Anything is missing, malformed or does not fit together.
+    """
+    method = METHODS[type(config)]
+    checks.check_offline(config, world)
+    read = read_scored_model if method.scalar_head else read_language_model
+    spec = read(config.model.path)
+    topology = Topology.of(config.model.parallel, world)
+    topology.layers_of(spec.num_layers, 0)
+    tokenizer = load_tokenizer(config.model.path)
+    method.check(config, spec, tokenizer, world)
+    data = config.data
+    if data.cache_dir is None:
+        data = replace(data, cache_dir=str(Path(config.output.dir) / TOKENIZED))
+    rows = method.load(data, tokenizer)
+    evaluates = data.eval is not None or data.eval_split is not None
+    held_out = method.load(data, tokenizer, held_out=True) if evaluates else None
+    for part, where in ((rows, "data.train"), (held_out, "data.eval")):
+        if part is None:
+            continue
+        check_vocabulary([[part.highest_token]], tokenizer, spec)
+        if len(part) < method.least_rows:
+            raise UserError(
+                f"{method.name} needs at least {method.least_rows} rows, there are {len(part)}",
+                where=where,
+                fix="give more rows",
+            )
+    stream = ExampleStream(rows, seed=config.train.seed, shuffle=data.shuffle)
+    total = config.train.steps or stream.steps_for(config.train.epochs, config.train.batch_size)
+    return OfflineInputs(method, spec, topology, rows, held_out, stream, total)
+
+
+def read_scored_model(path: str) -> ModelSpec:
+    """The description of a model with a scalar head: a new one if the directory has none.
+
+    Raises:
+        UserError: See `ModelSpec.read`.
+    """
+    spec = ModelSpec.read(path)
+    return spec if spec.scalar_head else ModelSpec.read(path, scalar_head=DEFAULT_SCALAR_HEAD)

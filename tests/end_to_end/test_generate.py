@@ -1,0 +1,119 @@
+"""Responses sampled, scored and kept by the command, stopped in between; rows for training."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import AutoTokenizer
+
+from megarlhf.config import schema
+from megarlhf.config.loader import load
+from megarlhf.data.records import Sample
+from megarlhf.report import jsonl
+from megarlhf.report.metrics import MetricsLog
+from megarlhf.trainer import generation
+from megarlhf.trainer.offline_inputs import prepare
+
+ITERATE = Path(__file__).parents[2] / "launch" / "iterate.sh"
+
+
+def read(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_dir):
+    """launch/iterate.sh: vLLM samples, the reward scores, DPO learns from the pairs."""
+    _, _, _, _, *settings = rl_command(tmp_path, "data.max_samples=10", "rollout.max_new_tokens=24")
+    theirs = [s for s in settings if not s.startswith(("output.dir", "model.path"))]
+    command = [str(ITERATE), "dpo", "--model", str(model_dir), "--rounds", "1"]
+    command += ["--out", str(tmp_path)]
+    for setting in theirs:
+        command += ["--generate", setting]
+    for setting in ("model.dtype=float32", "train.batch_size=4", "train.steps=2"):
+        command += ["--train", setting]
+    run_cli([*command, "--train", "output.tensorboard=false"])
+    out = tmp_path / "round-1" / "generate"
+    samples, pairs = read(out / "samples.jsonl"), read(out / "pairs.jsonl")
+    assert [record["step"] for record in samples] == list(range(10))
+    assert all(len(record["responses"]) == 4 for record in samples)
+    assert pairs and all(row["margin"] > 0 for row in pairs)
+    for row in read(out / "best.jsonl"):
+        whole = [r for r in samples[row["step"]]["responses"] if r["finish_reason"] == "stop"]
+        assert row["reward"] == max(response["reward"] for response in whole)
+    trained = tmp_path / "round-1" / "train"
+    assert (trained / "model" / "model.safetensors").is_file()
+    assert [row["step"] for row in MetricsLog.read(trained)] == [1, 2]
+
+    overrides = [
+        f"model.path={model_dir}",
+        f"data.train=json@{out / 'pairs.jsonl'}",
+        "train.batch_size=2",
+        f"output.dir={tmp_path / 'again'}",
+    ]
+    rows = prepare(load(schema.DPOConfig, None, overrides), world=1).rows
+    prompt = AutoTokenizer.from_pretrained(model_dir)(pairs[0]["prompt"])["input_ids"]
+    assert rows[0].prompt_tokens == len(prompt)
+    assert "model of round 1" in run_cli(command)  # nothing is done again
+
+
+class Engines:
+    """Answers by the seed alone, as vLLM does."""
+
+    asked: ClassVar[list[int]] = []
+
+    def __init__(self, config, settings):
+        pass
+
+    def start(self):
+        pass
+
+    def generate(self, prompts, sampling, seeds):
+        self.asked.extend(prompt.index for prompt in prompts)
+        return [
+            [
+                Sample(p, [seed % 50 + n], [0.0], 0, "stop", f"{(seed + n) % 7 * 'x'}y")
+                for n in range(sampling.samples)
+            ]
+            for p, seed in zip(prompts, seeds, strict=True)
+        ]
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path, rl_command, monkeypatch, capsys):
+    monkeypatch.setattr(generation, "EngineGroup", Engines)
+    monkeypatch.setattr(generation, "ray_cluster", lambda cpus: nullcontext())
+    out = tmp_path / "out"
+    _, _, _, _, *overrides = rl_command(out, "data.max_samples=10", "reward.workers=0")
+    config = load(schema.RLConfig, None, overrides)
+    summary = generation.generate(config)
+    whole = {name: (out / f"{name}.jsonl").read_text() for name in ("samples", "best", "pairs")}
+    lines = whole["samples"].splitlines(keepends=True)
+    (out / "samples.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
+    Engines.asked.clear()
+    assert generation.generate(config) == summary
+    assert Engines.asked == [6, 7, 8, 9]
+    assert "6 of 10 prompts are done" in capsys.readouterr().out
+    assert jsonl.read(out / "samples.jsonl") == [json.loads(line) for line in lines]
+    assert all((out / f"{name}.jsonl").read_text() == whole[name] for name in ("best", "pairs"))
+
+
+def test_best_and_pairs_of_what_was_sampled(tmp_path):
+    def response(text, reward, finish="stop"):
+        return {"text": text, "reward": reward, "finish_reason": finish, "tokens": 1}
+
+    responses = {
+        0: [response("a", 0.5), response("b", 1.0), response("c", 0.0)],
+        1: [response("cut", 9.0, "length"), response("same", 1.0), response("too", 1.0)],
+        2: [response("cut", 1.0, "length"), response("unscored", None)],
+    }
+    for step, group in responses.items():
+        record = {"step": step, "prompt": f"p{step}", "label": None, "responses": group}
+        jsonl.append(tmp_path / "samples.jsonl", record)
+    summary = generation._select(tmp_path)
+    assert [(r["input"], r["output"]) for r in read(tmp_path / "best.jsonl")] == [
+        ("p0", "b"),
+        ("p1", "same"),
+    ]
+    (pair,) = read(tmp_path / "pairs.jsonl")
+    assert (pair["chosen"], pair["rejected"], pair["margin"]) == ("b", "c", 1.0)
+    assert (summary["responses"], summary["best"], summary["pairs"]) == (7, 2, 1)
