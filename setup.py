@@ -12,6 +12,8 @@ CORE = [
     "tokenizers",
     "safetensors",
     "datasets",
+    "tqdm",
+    "xxhash",
     "ray[default]==2.60.0",
     "tensorboard",
     "pyyaml",

@@ -1,14 +1,25 @@
-"""The vLLM engines as Ray actors: prompts are shared out, weights reach all of them."""
+"""The vLLM engines as Ray actors: prompts are shared out, weights reach all of them.
 
-from collections.abc import Sequence
+An engine that dies or does not answer in time is replaced, brought to the version of the others and
+given its prompts again: see `replace`.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import ray
 
+from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
+from megarlhf.cluster.shares import gpus_of_engine
+from megarlhf.cluster.stream_links import StreamLinks
+from megarlhf.cluster.verification import Verification
 from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
-from megarlhf.rollout.engine import EngineSettings, Sampling, VllmEngine, engine_environment
+from megarlhf.errors import UserError
+from megarlhf.rollout.engine import VllmEngine
+from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 
 
 class EngineGroup:
@@ -17,49 +28,144 @@ class EngineGroup:
     Args:
         config: The run's configuration.
         settings: What each engine is built with.
+        note: Tells the user what happened to an engine.
+
+    Attributes:
+        members: The engines' handles, by number.
+        version: Of the weights that they sample from; None until the first update.
+        restarts: Engines replaced so far.
+        before_stream: Called before weights are sent, for a trainer that has put them away.
     """
 
-    def __init__(self, config: RLConfig, settings: EngineSettings) -> None:
-        rollout = config.rollout
-        on_gpu = have_gpus()
-        resources = (
-            {"num_gpus": rollout.tensor_parallel}
-            if on_gpu
-            else {"num_cpus": float(rollout.tensor_parallel)}
+    def __init__(
+        self, config: RLConfig, settings: EngineSettings, note: Callable[[str], None] = print
+    ) -> None:
+        self._config, self._settings, self._note = config, settings, note
+        rollout, on_gpu = config.rollout, have_gpus()
+        ranks = rollout.tensor_parallel
+        resources = {"num_gpus": gpus_of_engine(config)} if on_gpu else {"num_cpus": float(ranks)}
+        environment = engine_environment(
+            rollout.kv_cache_gib, on_gpu=on_gpu, packed=rollout.packed_weights
         )
-        environment = QUIET | engine_environment(rollout.kv_cache_gib, on_gpu=on_gpu)
-        remote = ray.remote(VllmEngine).options(**resources, runtime_env={"env_vars": environment})
-        self._timeout = config.cluster.start_timeout_s
-        self.members = [remote.remote(settings) for _ in range(rollout.engines)]
+        self._remote = ray.remote(VllmEngine).options(
+            **resources,
+            runtime_env={"env_vars": QUIET | environment},
+            max_concurrency=4,  # an update may come while it samples
+        )
+        self.members: dict[int, Any] = {}
+        for number in range(rollout.engines):
+            self.members[number] = self._remote.remote(settings)
+        self.version: int | None = None
+        self.restarts = 0
+        self.before_stream: Callable[[], None] = lambda: None
+        self._verification = Verification(config.stream)
 
     def start(self) -> None:
         """Wait until every engine has loaded its model."""
-        ray.get([member.ready.remote() for member in self.members], timeout=self._timeout)
+        wait_for_all(
+            [member.ready.remote() for member in self.members.values()],
+            self._config.cluster.start_timeout_s,
+        )
 
     def connect(self, trainer: WorkerGroup) -> None:
         """Open the stream between the trainer's ranks and every engine."""
-        infos = ray.get(trainer.members[0].offer_stream.remote(trainer.host))
-        joining = [
-            member.join_stream.remote(info.as_dict())
-            for member, info in zip(self.members, infos, strict=True)
-        ]
-        wait_for_all([*trainer.call("open_stream", infos), *joining])
+        self._trainer = trainer
+        self._links = StreamLinks(self._config, trainer)
+        self._links.open(self.members)
+
+    # -- sampling ---------------------------------------------------------------------------------
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample]]:
-        """Samples for every prompt, in order; prompts are dealt to the engines in turn."""
+        """Samples for every prompt, in order; prompts are dealt to the engines in turn.
+
+        Those of an engine that is lost meanwhile are asked again of the one that replaces it.
+        """
         count = len(self.members)
-        shares = [
-            member.generate.remote(list(prompts[i::count]), sampling, list(seeds[i::count]))
-            for i, member in enumerate(self.members)
-        ]
-        answers = wait_for_all(shares)
+        answers: dict[int, list[list[Sample]]] = {}
+        while missing := sorted(set(self.members) - set(answers)):
+            shares = {
+                number: self.members[number].generate.remote(
+                    list(prompts[number::count]), sampling, list(seeds[number::count])
+                )
+                for number in missing
+            }
+            found, lost = failures_of(shares, self._config.rollout.timeout_s)
+            answers |= found
+            self.replace(lost, "while sampling")
         return [answers[i % count][i // count] for i in range(len(prompts))]
 
-    def update(self, trainer: WorkerGroup, version: int) -> int:
-        """Stream the trainer's weights into every engine; returns the bytes sent."""
-        receiving = [member.update_weights.remote(version) for member in self.members]
-        sending = trainer.call("stream")
-        results = wait_for_all([*sending, *receiving])
-        return sum(results[: len(sending)])
+    # -- weights ----------------------------------------------------------------------------------
+
+    def update(self, version: int) -> int:
+        """Stream the trainer's weights into every engine; returns the bytes sent.
+
+        Raises:
+            UserError: An engine does not have what was sent (`stream.verify`), or too many were lost.
+        """
+        self.version = version
+        return self._stream(sorted(self.members))
+
+    def _stream(self, numbers: list[int]) -> int:
+        self.before_stream()
+        receiving = {n: self.members[n].update_weights.remote(self.version) for n in numbers}
+        # A rank that waits in vain ends by itself, after stream_timeout_s for each engine at most.
+        sent = wait_for_all(self._trainer.call("stream", numbers))
+        lost = {
+            number: f"{on_rank[number].error} (rank {rank})"
+            for rank, on_rank in enumerate(sent)
+            for number in numbers
+            if on_rank[number].error is not None
+        }
+        rest = {number: call for number, call in receiving.items() if number not in lost}
+        lost |= failures_of(rest, self._config.cluster.stream_timeout_s)[1]
+        if alive := {number: self.members[number] for number in rest if number not in lost}:
+            self._verification.after_update(self._trainer, alive)
+        self.replace(lost, f"in the update to version {self.version}")
+        return sum(one.nbytes for on_rank in sent for one in on_rank.values())
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def sleep(self) -> None:
+        """Let every engine give back the memory of its weights and KV cache."""
+        wait_for_all([member.sleep.remote() for member in self.members.values()])
+
+    def wake(self, part: str) -> None:
+        """Let every engine have memory for ``weights`` or for the ``kv_cache`` again."""
+        wait_for_all([member.wake.remote(part) for member in self.members.values()])
+
+    # -- faults -----------------------------------------------------------------------------------
+
+    def replace(self, lost: dict[int, str], when: str) -> None:
+        """Start engines anew in place of some, with the weights of the current version.
+
+        Args:
+            lost: Number to what happened.
+            when: It happened.
+
+        Raises:
+            UserError: ``stream.restarts`` are used up.
+        """
+        for number, why in lost.items():
+            if self.restarts >= self._config.stream.restarts:
+                raise UserError(
+                    f"engine {number} was lost {when}: {why}; {self.restarts} were replaced before",
+                    where="stream.restarts",
+                    fix="look for the cause in Ray's logs; the same command goes on from the newest "
+                    "checkpoint",
+                )
+            self.restarts += 1
+            self._note(f"engine {number} was lost {when}: {why:.300}; starting it anew")
+            ray.kill(self.members[number])
+            self.members[number] = self._remote.remote(self._settings)
+        if not lost:
+            return
+        new = {number: self.members[number] for number in lost}
+        wait_for_all(
+            [member.ready.remote() for member in new.values()],
+            self._config.cluster.start_timeout_s,
+        )
+        self._links.open(new)
+        if self.version is not None:
+            self._stream(sorted(new))

@@ -6,6 +6,7 @@ import ray
 
 from megarlhf.cluster.failures import culprit
 from megarlhf.cluster.ray_cluster import QUIET, have_gpus
+from megarlhf.cluster.shares import gpus_of_rank
 from megarlhf.config.schema import RLConfig
 
 
@@ -24,7 +25,11 @@ class WorkerGroup:
 
     def __init__(self, worker: type, config: RLConfig, world: int) -> None:
         cluster = config.cluster
-        resources = {"num_gpus": 1} if have_gpus() else {"num_cpus": cluster.cpus_per_rank}
+        resources = (
+            {"num_gpus": gpus_of_rank(config)}
+            if have_gpus()
+            else {"num_cpus": cluster.cpus_per_rank}
+        )
         environment = dict(QUIET)
         if not have_gpus():
             environment["OMP_NUM_THREADS"] = str(cluster.threads_per_rank)
@@ -67,11 +72,21 @@ def joined(answers: list[dict[int, Any]]) -> dict[int, Any]:
     return {index: value for answer in answers for index, value in answer.items()}
 
 
-def wait_for_all(references: list[ray.ObjectRef]) -> list[Any]:
-    """Every result, in order; raises as soon as any of them failed."""
+def wait_for_all(references: list[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
+    """Every result, in order; raises as soon as any of them failed.
+
+    Args:
+        references: Of the results.
+        timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
+
+    Raises:
+        GetTimeoutError: Nothing came for so long.
+    """
     left = list(references)
     while left:
-        done, left = ray.wait(left, num_returns=1)
+        done, left = ray.wait(left, num_returns=1, timeout=timeout_s)
+        if not done:
+            raise ray.exceptions.GetTimeoutError(f"{len(left)} gave no answer in {timeout_s:g} s")
         try:
             ray.get(done)
         except Exception as error:

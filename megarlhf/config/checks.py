@@ -49,6 +49,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "rollout.samples_per_prompt",
             "rollout.max_new_tokens",
             "rollout.kv_cache_gib",
+            "stream.bucket_mib",
             "algorithm.kl_horizon",
             "algorithm.epochs",
             "algorithm.updates_per_rollout",
@@ -88,6 +89,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "algorithm.overlong_penalty",
             "algorithm.length_penalty",
             "algorithm.max_refills",
+            "stream.verify_every",
+            "stream.restarts",
             "train.save_every",
             "train.eval_every",
             "train.seed",
@@ -110,6 +113,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "cluster.cpus_per_rank",
             "cluster.start_timeout_s",
             "cluster.stream_timeout_s",
+            "rollout.timeout_s",
         ),
     ),
     (
@@ -170,6 +174,7 @@ def check_rl(config: RLConfig) -> None:
     check_reward(config.reward)
     check_rollout_batch(config)
     model = read_model_config(config.model.path)
+    check_engine_weights(config.model.path)
     ranks = config.cluster.actor_ranks
     check_parallel(config.model.parallel, model, ranks, "cluster.actor_ranks")
     check_engine_heads(config, model)
@@ -325,7 +330,7 @@ def read_model_config(path: str, key: str = "model.path") -> dict[str, Any]:
             where=key,
             fix="give the directory of a Hugging Face checkpoint",
         )
-    if not any(directory.glob("*.safetensors")):
+    if not any(directory.glob("*.safetensors")) and not is_converted(directory):
         raise UserError(
             f"no *.safetensors in {directory}",
             where=key,
@@ -342,3 +347,18 @@ def read_model_config(path: str, key: str = "model.path") -> dict[str, Any]:
             f"{file} is not a JSON object", where=key, fix="repair it or download it again"
         )
     return model
+
+
+def is_converted(directory: Path) -> bool:
+    """Whether it holds weights in Megatron's format, as `tools/checkpoint_convert` makes them."""
+    return (directory / "metadata.json").is_file()
+
+
+def check_engine_weights(path: str) -> None:
+    """vLLM can read the model's weights, too."""
+    if is_converted(Path(path)):
+        raise UserError(
+            f"{path} is a checkpoint in Megatron's format, which vLLM does not read",
+            where="model.path",
+            fix="give the Hugging Face directory, or convert it back: docs/checkpoints.md",
+        )

@@ -167,6 +167,8 @@ class RolloutConfig:
 
     engines: int = 1
     tensor_parallel: int = 1  # ranks of each engine
+    expert_parallel: bool = False  # mixtures: whole experts on each rank, instead of parts of all
+    placement: Literal["separate", "colocated"] = "separate"  # colocated: by turns on the same GPUs
     dtype: Literal["float32", "bfloat16"] | None = None  # None: the trained model's
     prompts_per_step: int = 128
     samples_per_prompt: int = 8
@@ -176,6 +178,20 @@ class RolloutConfig:
     max_new_tokens: int = 1024
     gpu_memory_utilization: float = 0.85
     kv_cache_gib: int = 1  # CPU backend only: size of the KV cache
+    packed_weights: bool = True  # CPU backend only: faster to sample from, slower to update
+    timeout_s: float = 3600.0  # the longest that an engine may take for its share of a rollout
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How new weights get into the engines, and what happens to an engine that is lost."""
+
+    transport: Literal["auto", "gloo", "shared_memory", "nccl", "cuda_ipc"] = "auto"
+    bucket_mib: int = 64  # what is sent at a time; two such buckets exist at most
+    verify: Literal["always", "first", "never"] = "first"  # compare the engines' weights by hashes
+    verify_every: int = 50  # with first: after this many updates again; 0: never again
+    during_generation: Literal["wait", "abort", "keep"] = "wait"  # what becomes of running requests
+    restarts: int = 3  # times that a run replaces an engine that died or does not answer
 
 
 @dataclass(frozen=True)
@@ -290,6 +306,7 @@ class RLConfig:
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -39,12 +39,14 @@ class Sample:
         response_ids: The very ids that were sampled, the stop token included. Length R >= 1.
         rollout_logprobs: log p of each sampled id under the sampler's own distribution (after
             temperature), nats, fp32. Length R.
-        policy_version: Version of the weights that sampled it.
+        policy_version: Version of the weights that sampled it (its first token, if several did).
         finish_reason: ``"stop"`` (a stop token was sampled) or ``"length"`` (cut at the limit).
         text: ``response_ids`` decoded without special tokens; for rewards and people, never trained on.
         reward: Scalar score; None until scored.
         score: For filtering prompts by difficulty, usually 0 to 1: what the reward's source gives as
             ``scores``, else the reward. None until scored.
+        version_spans: Which versions made which tokens: version and the position behind its last
+            token, in order; the last position is R.
     """
 
     prompt: Prompt
@@ -55,6 +57,7 @@ class Sample:
     text: str
     reward: float | None = None
     score: float | None = None
+    version_spans: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass

@@ -1,17 +1,16 @@
 """What one rank of the actor does: actor, reference, stream."""
 
-from dataclasses import asdict
 from typing import Any
 
 from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.model_engine import Part
 from megarlhf.engine.model_worker import ModelWorker
-from megarlhf.models.build import DTYPES
 from megarlhf.models.spec import ModelSpec
-from megarlhf.sync.link import Link, StreamInfo, serve_store
-from megarlhf.sync.sender import Sender
-
-STREAM_BUCKET_BYTES = 256 * 2**20
+from megarlhf.sync.link import StreamInfo, serve_store
+from megarlhf.sync.plan import Worker
+from megarlhf.sync.prints import Prints
+from megarlhf.sync.sender import Sender, Sent
 
 
 class ActorWorker(ModelWorker):
@@ -19,7 +18,6 @@ class ActorWorker(ModelWorker):
 
     def __init__(self, config: RLConfig, rank: int, world: int, threads: int) -> None:
         super().__init__(config, rank, world, threads)
-        self._links: list[Link] = []
         self._sender: Sender | None = None
         self._store: Any = None
 
@@ -50,37 +48,45 @@ class ActorWorker(ModelWorker):
 
     # -- stream -----------------------------------------------------------------------------------
 
-    def offer_stream(self, host: str) -> list[StreamInfo]:
-        """Serve the store that engines meet the ranks at, on this machine's address (rank 0 only).
+    def serve_stream(self, host: str) -> int:
+        """Serve the store that engines meet the ranks at, on this machine (rank 0 only).
 
         Returns:
-            For each engine, what both ends of its link agree on.
+            Its port.
         """
-        timeout = self.config.cluster.stream_timeout_s
-        self._store = serve_store(host, timeout)
-        dtype = DTYPES[self.config.rollout.dtype or self.config.model.dtype]
-        return [
-            StreamInfo(
-                model_path=str(self.engine.spec.path),
-                topology=asdict(self.topology),
-                host=host,
-                port=self._store.port,
-                name=f"engine{engine}",
-                engine_ranks=self.config.rollout.tensor_parallel,
-                bucket_elements=STREAM_BUCKET_BYTES // dtype.itemsize,
-                dtype=str(dtype).split(".")[1],
-                timeout_s=timeout,
-            )
-            for engine in range(self.config.rollout.engines)
-        ]
+        if self._store is None:
+            self._store = serve_store(host, self.config.cluster.stream_timeout_s)
+        return self._store.port
 
     def open_stream(self, infos: list[StreamInfo]) -> None:
-        """Meet every engine."""
-        self._links = [Link(info, self.rank, self.engine.device, self._store) for info in infos]
-        self._sender = Sender(self.engine.spec, self.engine.chunks, self.rank, infos[0])
+        """Meet engines; one that was met before is another one now."""
+        if self._sender is None:
+            self._sender = Sender(self.engine.spec, self.engine.chunks, self.rank)
+        for info in infos:
+            self._sender.connect(info, self.engine.device, self._store)
 
-    def stream(self) -> int:
-        """Send the actor's weights to every engine; returns the bytes this rank sent."""
+    def stream(self, engines: list[int]) -> dict[int, Sent]:
+        """Send the actor's weights to some engines: see `Sender.send`."""
         assert self._sender is not None
         self.engine.settle()
-        return self._sender.send(self._links)
+        return self._sender.send(engines)
+
+    def stream_prints(self, engines: list[int]) -> dict[Worker, Prints]:
+        """Fingerprints of what `stream` sends from this rank."""
+        assert self._sender is not None
+        self.engine.settle()
+        return self._sender.prints(engines)
+
+    # -- memory -----------------------------------------------------------------------------------
+
+    def offload(self, *parts: Part) -> int:
+        """Give back memory: see `ModelEngine.offload`; the reference's weights go with the actor's."""
+        if "weights" in parts and self.reference is not None:
+            self.reference.offload("weights")
+        return self.engine.offload(*parts)
+
+    def reload(self) -> None:
+        """Undo every `offload`."""
+        self.engine.reload()
+        if self.reference is not None:
+            self.reference.reload()

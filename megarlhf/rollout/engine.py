@@ -1,61 +1,21 @@
 """One vLLM engine: samples responses, takes new weights from the stream."""
 
-import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megarlhf.data.records import Prompt, Sample
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What an engine is built with.
-
-    Attributes:
-        model_path: Hugging Face directory.
-        dtype: ``float32`` or ``bfloat16``.
-        tensor_parallel: Its ranks.
-        max_length: Longest prompt plus response, tokens.
-        max_sequences: Most sequences in flight.
-        gpu_memory_utilization: Share of a GPU it may take.
-        seed: Of the engine itself (requests bring their own).
-    """
-
-    model_path: str
-    dtype: str
-    tensor_parallel: int
-    max_length: int
-    max_sequences: int
-    gpu_memory_utilization: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to sample.
-
-    Attributes:
-        samples: Responses a prompt.
-        temperature: 0 for greedy.
-        top_p: Nucleus.
-        top_k: -1 for all.
-        max_new_tokens: Longest response, tokens.
-    """
-
-    samples: int
-    temperature: float
-    top_p: float
-    top_k: int
-    max_new_tokens: int
+from megarlhf.rollout.generation import Generation
+from megarlhf.rollout.settings import EngineSettings, Sampling, prefill_settings, stop_token_ids
 
 
 class VllmEngine:
     """A vLLM engine in this process. Keep it out of a trainer's process: it binds threads.
+
+    Its methods may be called from several threads.
 
     Args:
         settings: What to build.
@@ -75,6 +35,7 @@ class VllmEngine:
             settings.model_path,
             dtype=settings.dtype,
             tensor_parallel_size=settings.tensor_parallel,
+            enable_expert_parallel=settings.expert_parallel,
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.gpu_memory_utilization,
@@ -85,14 +46,20 @@ class VllmEngine:
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             worker_extension_cls=EXTENSION,
             weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            enable_sleep_mode=settings.can_sleep and torch.cuda.is_available(),
             disable_log_stats=True,
             use_tqdm_on_load=False,
-            **_prefill_settings(settings.max_length),
+            **prefill_settings(settings.max_length),
         )
         self._llm.update_weight_version("0")
+        self._generation = Generation(self._llm.llm_engine, settings.during_generation)
 
     def ready(self) -> None:
         """Answers once the engine is built."""
+
+    def process_id(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
@@ -108,6 +75,7 @@ class VllmEngine:
             For each prompt, ``sampling.samples`` samples.
         """
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         params = [
             SamplingParams(
@@ -122,11 +90,12 @@ class VllmEngine:
                 stop_token_ids=self._stop_ids,
                 logprobs=0,
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
             for prompt, seed in zip(prompts, seeds, strict=True)
         ]
-        requests: Any = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        outputs = self._llm.generate(requests, params, use_tqdm=False)
+        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
+        outputs = self._generation.run(requests, params)
         responses = [choice for output in outputs for choice in output.outputs]
         texts = iter(
             self._tokenizer.batch_decode(
@@ -150,50 +119,43 @@ class VllmEngine:
             policy_version=int(choice.weight_versions[0].version),
             finish_reason=choice.finish_reason,
             text=text,
+            version_spans=[(int(span.version), span.end) for span in choice.weight_versions],
         )
+
+    # -- stream -----------------------------------------------------------------------------------
 
     def join_stream(self, stream: dict[str, Any]) -> None:
         """Meet the trainer's ranks; ``stream`` is a `StreamInfo` as a dictionary."""
         self._llm.init_weight_transfer_engine({"init_info": {"stream": stream}})
 
     def update_weights(self, version: int) -> None:
-        """Receive one update; returns when the engine samples from it."""
-        self._llm.start_weight_update()
-        self._llm.update_weights({"update_info": {}})
-        self._llm.finish_weight_update(weight_version=str(version))
-        self._llm.reset_prefix_cache()  # the old weights' keys must not answer
+        """Receive one update; returns when the engine samples from it.
 
+        What becomes of requests that run meanwhile is ``during_generation``'s.
+        """
+        with self._generation.paused():
+            self._llm.start_weight_update()
+            self._llm.update_weights({"update_info": {}})
+            self._llm.finish_weight_update(weight_version=str(version))
 
-def _prefill_settings(max_length: int) -> dict[str, Any]:
-    """On a CPU, take every prompt in one piece.
+    def version(self) -> int:
+        """Of the weights that it samples from."""
+        return int(self._llm.get_weight_version())
 
-    vllm 0.32.0 steps a request's own generator back when a part of its prompt has been run, which
-    torch's CPU generator cannot do: a seeded request with a long prompt ends the engine.
-    """
-    if torch.cuda.is_available():
-        return {}
-    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_length)}
+    def stream_prints(self) -> list[Any]:
+        """Fingerprints of what every worker computes with: `Receiver.prints`."""
+        with self._generation.paused():
+            return self._llm.collective_rpc("stream_prints")
 
+    # -- memory -----------------------------------------------------------------------------------
 
-def engine_environment(kv_cache_gib: int, *, on_gpu: bool) -> dict[str, str]:
-    """Environment variables a process needs before vLLM is imported in it."""
-    if on_gpu:
-        return {}
-    return {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "TORCHDYNAMO_DISABLE": "1",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-    }
+    def sleep(self) -> None:
+        """Give back the memory of weights and KV cache, whose values are lost.
 
+        On a CPU vLLM gives back nothing; the sequence is the same.
+        """
+        self._llm.sleep(level=2)
 
-def stop_token_ids(model_path: Path, eos_token_id: int | None) -> list[int]:
-    """Ids that end a response: the tokenizer's EOS and those of ``generation_config.json``."""
-    ids = set() if eos_token_id is None else {eos_token_id}
-    file = model_path / "generation_config.json"
-    named = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
-    ids.update([named] if isinstance(named, int) else named or [])
-    return sorted(ids)
+    def wake(self, part: str) -> None:
+        """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""
+        self._llm.wake_up(tags=[part])

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
+from megarlhf.sync.engine_layout import EngineTopology
+from megarlhf.sync.plan import Bucket, plan_stream
 
 
 @dataclass(frozen=True)
@@ -16,23 +19,27 @@ class StreamInfo:
 
     Attributes:
         model_path: Hugging Face directory of the trained model (for its shapes).
-        topology: The trainer's layout, as a dictionary of `Topology`.
+        trainer: The trainer's layout, as a dictionary of `Topology`.
+        engine: The engines', as a dictionary of `EngineTopology`.
+        number: Of the engine that this is for.
         host: Where trainer rank 0's store listens.
         port: Its port.
-        name: Unique name of this link (engine and generation).
-        engine_ranks: Workers of the engine; they follow the trainer's ranks in the group.
-        bucket_elements: See `plan_stream`.
+        name: Unique name of this link (engine and how often it was started).
+        transport: A key of `transports.TRANSPORTS`.
+        bucket_bytes: See `plan_stream`, which counts elements.
         dtype: torch dtype name of the elements on the wire.
-        timeout_s: The longest a single send or receive may wait, seconds.
+        timeout_s: The longest a single send or receive of the trainer's may wait, seconds.
     """
 
     model_path: str
-    topology: dict[str, Any]
+    trainer: dict[str, Any]
+    engine: dict[str, Any]
+    number: int
     host: str
     port: int
     name: str
-    engine_ranks: int
-    bucket_elements: int
+    transport: str
+    bucket_bytes: int
     dtype: str
     timeout_s: float
 
@@ -41,14 +48,29 @@ class StreamInfo:
         return asdict(self)
 
     @property
-    def trainer(self) -> Topology:
+    def trainer_topology(self) -> Topology:
         """The trainer's layout."""
-        return Topology(**self.topology)
+        return Topology(**self.trainer)
+
+    @property
+    def engine_topology(self) -> EngineTopology:
+        """The engines' layout."""
+        return EngineTopology(**self.engine)
 
     @property
     def wire_dtype(self) -> torch.dtype:
         """dtype of the elements on the wire."""
         return getattr(torch, self.dtype)
+
+    @property
+    def patience_s(self) -> float:
+        """How long an engine waits for the trainer: which may first wait for every other engine."""
+        return self.timeout_s * (self.engine_topology.engines + 1)
+
+    def plan(self, spec: ModelSpec) -> list[Bucket]:
+        """The plan that both ends replay."""
+        elements = self.bucket_bytes // self.wire_dtype.itemsize
+        return plan_stream(spec, self.trainer_topology, self.engine_topology, elements)
 
 
 class Link:
@@ -67,16 +89,31 @@ class Link:
     def __init__(
         self, info: StreamInfo, rank: int, device: torch.device, store: dist.Store | None = None
     ) -> None:
-        timeout = datetime.timedelta(seconds=info.timeout_s)
+        is_engine = rank >= info.trainer_topology.world
+        seconds = info.patience_s if is_engine else info.timeout_s
+        timeout = datetime.timedelta(seconds=seconds)
         if store is None:
             store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
         scoped = dist.PrefixStore(info.name, store)
-        size = info.trainer.world + info.engine_ranks
+        size = info.trainer_topology.world + info.engine_topology.tp
         if device.type == "cuda":
             self._group: Any = dist.ProcessGroupNCCL(scoped, rank, size, timeout)
         else:
             self._group = dist.ProcessGroupGloo(scoped, rank, size, timeout)
-        self._store = store
+        self._store, self._scoped = store, scoped
+        self._first_worker = info.trainer_topology.world
+
+    def worker(self, worker: int) -> int:
+        """Rank in the link of a worker of the engine."""
+        return self._first_worker + worker
+
+    def write(self, key: str, text: str) -> None:
+        """Leave a text for everyone on this link."""
+        self._scoped.set(key, text)
+
+    def read(self, key: str) -> str:
+        """Wait for a text and read it."""
+        return self._scoped.get(key).decode()
 
     def send(self, message: torch.Tensor, to: int) -> Any:
         """Start sending a contiguous tensor; wait on the result before changing it."""

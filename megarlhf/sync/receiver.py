@@ -4,11 +4,12 @@ vLLM imports this module in each worker (it is named by ``worker_extension_cls``
 the backend under the name `BACKEND`.
 """
 
-from collections.abc import Iterator
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from vllm import _custom_ops
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -17,11 +18,15 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from megarlhf.models.spec import ModelSpec
-from megarlhf.sync.link import Link, StreamInfo
-from megarlhf.sync.plan import Bucket, plan_stream
+from megarlhf.sync.engine_layout import engine_parameters
+from megarlhf.sync.landing import Landing
+from megarlhf.sync.link import StreamInfo
+from megarlhf.sync.prints import Prints, compare, prints_of
+from megarlhf.sync.transports import open_inlet
 
 BACKEND = "megarlhf"
 EXTENSION = "megarlhf.sync.receiver.WorkerExtension"
+PLAIN_WEIGHTS = "MEGARLHF_PLAIN_WEIGHTS"  # set where linears shall not be packed, on a CPU
 
 
 @dataclass
@@ -37,70 +42,74 @@ class UpdateInfo(WeightTransferUpdateInfo):
 
 
 class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
-    """Receives each bucket's rectangles into whole Hugging Face tensors and loads those."""
+    """Receives this rank's rectangles, bucket by bucket, into the live model."""
 
     init_info_cls = InitInfo
     update_info_cls = UpdateInfo
     supports_draft_weight_update = False
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
-        """Compute the plan and meet the trainer's ranks."""
-        self._info = StreamInfo(**init_info.stream)
-        self._plan = plan_stream(
-            ModelSpec.read(self._info.model_path), self._info.trainer, self._info.bucket_elements
-        )
-        worker = self.parallel_config.rank
-        self._link = Link(self._info, self._info.trainer.world + worker, self.device)
+        """Compute the plan, find every parameter and meet the trainer's ranks."""
+        info = StreamInfo(**init_info.stream)
+        spec = ModelSpec.read(info.model_path)
+        rank = self.parallel_config.rank
+        self._info, self._worker = info, (info.number, rank)
+        self._plan = info.plan(spec)
+        layout = engine_parameters(spec, info.engine_topology, rank)
+        self._landing = Landing(self.model, layout)
+        self._inlet = open_inlet(info, self._plan, rank, self.device, self._landing)
 
     def start_weight_update(self) -> None:
-        """Let vLLM put each layer together again from checkpoint-form tensors."""
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
+        """Nothing: each module is finished as soon as it is whole."""
 
-        initialize_layerwise_reload(self.model)
-
+    @torch.no_grad()
     def receive_weights(self, update_info: UpdateInfo) -> None:
         """Receive one whole update."""
-        self.model.load_weights(self._tensors())
+        self._inlet.begin()
+        for bucket in self._plan:
+            values = self._inlet.receive(bucket, bucket.messages[self._worker])
+            self._landing.finish(values)
+            self._inlet.done(bucket)
 
     def finish_weight_update(self) -> None:
-        """Finish the layers."""
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+        """Nothing: see `start_weight_update`."""
 
-        finalize_layerwise_reload(self.model, self.model_config)
+    @torch.no_grad()
+    def prints(self) -> Prints:
+        """Of what this worker computes with.
+
+        Raises:
+            UserError: A parameter is kept in two forms, which do not agree.
+        """
+        found: Prints = {}
+        for bucket in self._plan:
+            moves = [m for part in bucket.messages[self._worker].values() for m in part]
+            for name in bucket.names:
+                mine = [move for move in moves if move.engine_parameter == name]
+                for values in self._landing.readings(name):
+                    parts = (values[move.target.slices] for move in mine)
+                    prints = prints_of(mine, parts, self._info.wire_dtype)
+                    if mine and (mine[0].engine_parameter, mine[0].target) in found:
+                        before = {key: found[key] for key in prints}
+                        compare(before, prints, f"the packed form in engine {self._worker[0]}")
+                    found |= prints
+        return found
 
     def shutdown(self) -> None:
         """Drop the link."""
-        self._link = None
-
-    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for bucket in self._plan:
-            yield from self._receive(bucket).items()
-
-    def _receive(self, bucket: Bucket) -> dict[str, torch.Tensor]:
-        dtype = self._info.wire_dtype
-        messages = {
-            rank: torch.empty(bucket.elements_from(rank), dtype=dtype, device=self.device)
-            for rank in bucket.parts
-        }
-        works = [self._link.receive(message, rank) for rank, message in messages.items()]
-        # Fresh memory for every bucket: layerwise reload keeps references until a layer is whole.
-        tensors = {
-            name: torch.empty(shape, dtype=dtype, device=self.device)
-            for name, shape in bucket.tensors
-        }
-        for work, (rank, message) in zip(works, messages.items(), strict=True):
-            work.wait()
-            begin = 0
-            for part in bucket.parts[rank]:
-                rect = part.piece.hf
-                values = message[begin : begin + rect.numel].view(rect.shape)
-                tensors[part.name][rect.slices].copy_(values)
-                begin += rect.numel
-        return tensors
+        self._inlet = None
 
 
 class WorkerExtension:
-    """Named in ``worker_extension_cls`` so that every worker imports this module."""
+    """Named in ``worker_extension_cls``: every worker imports this module and has these methods."""
+
+    def stream_prints(self) -> Prints:
+        """See `Receiver.prints`."""
+        return self.weight_transfer_engine.prints()
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, Receiver)
+
+if os.environ.get(PLAIN_WEIGHTS):
+    # vllm 0.32.0 has no setting for it. Linears then keep the checkpoint's layout.
+    _custom_ops._supports_onednn = False

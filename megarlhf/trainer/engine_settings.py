@@ -1,7 +1,7 @@
 """What the engines of a run are built with."""
 
 from megarlhf.config.schema import RLConfig
-from megarlhf.rollout.engine import EngineSettings
+from megarlhf.rollout.settings import EngineSettings
 
 
 def engine_settings(config: RLConfig) -> EngineSettings:
@@ -11,6 +11,9 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         model_path=config.model.path,
         dtype=rollout.dtype or config.model.dtype,
         tensor_parallel=rollout.tensor_parallel,
+        expert_parallel=rollout.expert_parallel,
+        during_generation=config.stream.during_generation,
+        can_sleep=rollout.placement == "colocated",
         max_length=config.data.max_prompt_tokens + rollout.max_new_tokens,
         max_sequences=256,
         gpu_memory_utilization=rollout.gpu_memory_utilization,

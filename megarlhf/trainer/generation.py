@@ -30,9 +30,15 @@ from megarlhf.errors import UserError
 from megarlhf.report import jsonl
 from megarlhf.report.progress import Progress
 from megarlhf.rewards.sources import rewards_of
-from megarlhf.rollout.engine import Sampling
+from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer.engine_settings import engine_settings
-from megarlhf.trainer.rl_inputs import check_vocabulary, load_tokenizer, read_language_model
+from megarlhf.trainer.reward_models import start_reward_models
+from megarlhf.trainer.rl_inputs import (
+    check_vocabulary,
+    load_tokenizer,
+    read_language_model,
+    reward_tokenizers,
+)
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.stopping import StopRequest
 
@@ -47,7 +53,7 @@ def generate(config: RLConfig) -> dict[str, Any]:
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
     check_vocabulary((prompt.token_ids for prompt in prompts), tokenizer, spec)
     texts = {prompt.index: plain_text(prompt, tokenizer) for prompt in prompts}
-    reward = rewards_of(config.reward)
+    reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
     reward.check()
     rollout = config.rollout
     with RunDirectory("generate", config) as directory:
@@ -61,9 +67,12 @@ def generate(config: RLConfig) -> dict[str, Any]:
             progress.note(f"going on: {len(done)} of {len(prompts)} prompts are done")
         stopped = False
         if batches:
-            with reward, ray_cluster(rollout.engines * rollout.tensor_parallel):
+            cpus = rollout.engines * rollout.tensor_parallel
+            cpus += len(config.reward.models) * config.cluster.reward_ranks
+            with reward, ray_cluster(cpus):
                 with progress.phase("start", setup=True):
-                    engines = EngineGroup(config, engine_settings(config))
+                    start_reward_models(config, reward)
+                    engines = EngineGroup(config, engine_settings(config), progress.note)
                     engines.start()
                 with StopRequest() as stop:  # Ray takes the signals when it starts
                     for number, batch in enumerate(batches):

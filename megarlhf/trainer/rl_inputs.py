@@ -8,6 +8,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from megarlhf.algo import registry
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.rules import check_algorithm
+from megarlhf.cluster.stream_links import engine_topology
 from megarlhf.config import checks
 from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import RLConfig
@@ -18,6 +19,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
 from megarlhf.rewards.sources import rewards_of
+from megarlhf.sync.engine_layout import check_streamable
 
 
 @dataclass
@@ -51,12 +53,7 @@ def prepare(config: RLConfig) -> RLInputs:
     checks.check_rl(config)
     check_algorithm(algorithm, config)
     spec = read_language_model(config.model.path)
-    if spec.num_experts:
-        raise UserError(
-            "the weights of a mixture of experts cannot be streamed into vLLM yet",
-            where="model.path",
-            fix="use a dense model for RL; supervised training takes mixtures",
-        )
+    check_streamable(spec, engine_topology(config))
     topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
     topology.layers_of(spec.num_layers, 0)
     tokenizer = load_tokenizer(config.model.path)

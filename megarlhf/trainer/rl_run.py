@@ -11,12 +11,13 @@ from typing import Any
 from megarlhf.algo.filtering import groups_with_signal
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.engine import Sampling
+from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
@@ -79,7 +80,8 @@ class RLRun:
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
             self._exit.enter_context(ray_cluster(math.ceil(cpus)))
-            self.engines = EngineGroup(self.config, engine_settings(self.config))
+            note = self.log.progress.note
+            self.engines = EngineGroup(self.config, engine_settings(self.config), note)
             self.models = TrainedModels.on_ray(
                 self.config, self.inputs.algorithm, self.inputs.total_steps
             )
@@ -87,6 +89,7 @@ class RLRun:
             start_reward_models(self.config, self.inputs.reward)
             self.engines.start()
             self.engines.connect(self.models.actor)
+            self.turns = turns_of(self.config, self.models.actor, self.engines, note)
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -104,7 +107,7 @@ class RLRun:
         """Bring the engines to the actor's weights; evaluate them if nothing is trained yet."""
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
-        self.engines.update(self.models.actor, self.step)
+        self.turns.update(self.step)
         if self.step == 0 and self.inputs.eval_prompts:
             self._accuracy_before = self._evaluate()
             self.log.point(0, {"eval_accuracy": self._accuracy_before})
@@ -119,6 +122,7 @@ class RLRun:
         again = f"-{self._rounds}" if self._rounds else ""
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
+        self.turns.sample()
         return self.engines.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
@@ -140,6 +144,7 @@ class RLRun:
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
+        self.turns.train()
         self.models.add_predictions(sequences)
 
     def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
@@ -153,7 +158,7 @@ class RLRun:
 
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
-        sent = self.engines.update(self.models.actor, self.step + 1)
+        sent = self.turns.update(self.step + 1)
         return {"stream_bytes": float(sent)}
 
     def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
@@ -190,6 +195,7 @@ class RLRun:
                 accuracy = self._evaluate()
             self.log.point(self.step, {"eval_accuracy": accuracy})
         with self.log.progress.phase("export", setup=True):
+            self.turns.train()
             model = self.models.export(self.directory.path)
         summary = {
             "accuracy_before": self._accuracy_before,
@@ -206,6 +212,7 @@ class RLRun:
     def _evaluate(self) -> float:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
         prompts = self.inputs.eval_prompts
+        self.turns.sample()
         groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
@@ -232,6 +239,7 @@ class RLRun:
             )
 
     def _save(self) -> None:
+        self.turns.train()
         directory = self.directory.begin_checkpoint(self.step)
         self.models.save(directory)
         self.directory.commit_checkpoint(

@@ -8,6 +8,7 @@ import pytest
 
 from megarlhf.algo.registry import ALGORITHMS, filled, find
 from megarlhf.algo.value_loss import ValueLoss
+from megarlhf.cluster.turns import Separate
 from megarlhf.config.schema import AlgorithmConfig, CriticConfig, RLConfig, RolloutConfig
 from megarlhf.data.packing import collate
 from megarlhf.data.records import Prompt, Sample
@@ -58,6 +59,7 @@ def a_run(name="grpo", critic=None, **changes):
     inputs = SimpleNamespace(algorithm=find(name, settings.file), total_steps=10)
     run = RLRun(config, inputs, SimpleNamespace())
     run.actor, run.critic = Notes(), Notes() if inputs.algorithm.needs_critic else None
+    run.turns = Separate(None)
     run.models = TrainedModels(config, inputs.algorithm, 10, run.actor, run.critic)
     return run
 

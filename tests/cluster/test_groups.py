@@ -9,6 +9,7 @@ import pytest
 from megarlhf.cluster import engine_group, ray_cluster, worker_group
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.schema import RLConfig
 
 
 class Remote:
@@ -18,37 +19,56 @@ class Remote:
         self.remote = function
 
 
-def group(cls, members):
+def group(cls, members, **attributes):
     made = cls.__new__(cls)  # its constructor would start actors
     made.members = members
+    for name, value in attributes.items():
+        setattr(made, name, value)
     return made
+
+
+class Asked:
+    """Engines without processes; some fail the first time they are asked."""
+
+    def __init__(self, engines, failing=()):
+        self.failing, self.shares = set(failing), []
+        self.members = {n: SimpleNamespace(generate=Remote(self.of(n))) for n in range(engines)}
+        self.replaced = {}
+
+    def of(self, number):
+        def generate(prompts, sampling, seeds):
+            self.shares.append((number, len(prompts)))
+            assert sampling == "sampling"
+            return [[f"{p} with {seed}"] for p, seed in zip(prompts, seeds, strict=True)]
+
+        return generate
+
+    def failures_of(self, calls, timeout_s):
+        lost = {number: "it died" for number in calls if number in self.failing}
+        return {n: found for n, found in calls.items() if n not in lost}, lost
+
+    def replace(self, lost, when):
+        self.replaced |= lost
+        self.failing -= set(lost)
 
 
 @pytest.mark.parametrize("engines", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 12])
-def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(monkeypatch, engines, count):
-    monkeypatch.setattr(engine_group, "wait_for_all", list)
-    asked = []
-
-    def generate(prompts, sampling, seeds):
-        asked.append(len(prompts))
-        assert sampling == "sampling"
-        return [[f"{p} with {seed}"] for p, seed in zip(prompts, seeds, strict=True)]
-
-    members = [SimpleNamespace(generate=Remote(generate)) for _ in range(engines)]
+@pytest.mark.parametrize("failing", [(), (0,)])
+def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(
+    monkeypatch, engines, count, failing
+):
+    asked = Asked(engines, failing)
+    monkeypatch.setattr(engine_group, "failures_of", asked.failures_of)
+    made = group(EngineGroup, asked.members, replace=asked.replace, _config=RLConfig())
     prompts, seeds = [f"p{i}" for i in range(count)], list(range(100, 100 + count))
-    answers = group(EngineGroup, members).generate(prompts, "sampling", seeds)
+    answers = made.generate(prompts, "sampling", seeds)
     assert answers == [[f"p{i} with {100 + i}"] for i in range(count)]
-    assert max(asked) - min(asked) <= 1
-
-
-def test_an_update_counts_the_bytes_of_the_senders_only(monkeypatch):
-    monkeypatch.setattr(engine_group, "wait_for_all", list)
-    versions = []
-    engines = [SimpleNamespace(update_weights=Remote(versions.append)) for _ in range(2)]
-    trainer = SimpleNamespace(call=lambda method: [10, 20, 30])
-    assert group(EngineGroup, engines).update(trainer, 7) == 60
-    assert versions == [7, 7]
+    shares = [share for _, share in asked.shares]
+    assert max(shares) - min(shares) <= 1
+    assert asked.replaced == dict.fromkeys(failing, "it died")
+    again = [number for number, _ in asked.shares[engines:]]
+    assert again == list(failing)  # the others were not asked twice
 
 
 def test_shares_of_the_ranks_are_merged(monkeypatch):
@@ -69,7 +89,7 @@ def test_the_first_failure_ends_the_wait(monkeypatch):
 
     waited = []
 
-    def wait(left, num_returns):
+    def wait(left, num_returns, timeout):
         waited.append(list(left))
         return left[-1:], left[:-1]  # the last one is ready first
 

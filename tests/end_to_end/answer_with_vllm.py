@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from megarlhf.data.records import Prompt
-from megarlhf.rollout.engine import EngineSettings, Sampling, VllmEngine, engine_environment
+from megarlhf.rollout.engine import VllmEngine
+from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 
-MAX_LENGTH = 64
 LONG = 56  # tokens of a prompt; 48 of them are more than vLLM takes in one pass by default (2048)
 
 
@@ -33,7 +33,19 @@ def samples_of_many_long_prompts(engine: VllmEngine) -> list[list[list[int]]]:
 if __name__ == "__main__":
     model, evaluation, out = map(Path, sys.argv[1:])
     os.environ.update(engine_environment(1, on_gpu=False))
-    engine = VllmEngine(EngineSettings(str(model), "float32", 1, MAX_LENGTH, 128, 0.5, seed=0))
+    settings = EngineSettings(
+        model_path=str(model),
+        dtype="float32",
+        tensor_parallel=1,
+        expert_parallel=False,
+        during_generation="wait",
+        can_sleep=False,
+        max_length=64,
+        max_sequences=128,
+        gpu_memory_utilization=0.5,
+        seed=0,
+    )
+    engine = VllmEngine(settings)
     found = {
         "again": answers_again(engine, evaluation),
         "long": samples_of_many_long_prompts(engine),

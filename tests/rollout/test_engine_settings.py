@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megarlhf.rollout.engine import engine_environment, stop_token_ids
+from megarlhf.rollout.settings import engine_environment, stop_token_ids
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ def test_a_response_ends_at_every_eos_of_the_model(tmp_path, generation_config, 
     assert stop_token_ids(tmp_path, tokenizer_eos) == ids
 
 
-def test_on_a_gpu_nothing_is_imposed():
-    assert engine_environment(4, on_gpu=True) == {}
+def test_on_a_gpu_only_the_scheduler_stays_in_the_process():
+    assert engine_environment(4, on_gpu=True) == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
 def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):

@@ -4,15 +4,18 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
-from megarlhf.sync.link import Link
-from megarlhf.sync.plan import plan_stream
+from megarlhf.sync.engine_layout import engine_parameters
+from megarlhf.sync.landing import Landing
 from megarlhf.sync.sender import Sender
+from megarlhf.sync.transports import open_inlet
 from tests.engine import jobs
 
 UPDATES = 2
+CPU = torch.device("cpu")
 
 
 def stream_train_stream(rank, world, path, parallel, infos, directory):
@@ -21,34 +24,62 @@ def stream_train_stream(rank, world, path, parallel, infos, directory):
     What was streamed last is also exported to the directory.
     """
     engine = jobs.build(rank, world, path, parallel)
-    links = [Link(info, rank, engine.device) for info in infos]
-    sender = Sender(engine.spec, engine.chunks, rank, infos[0])
-    sent = [sender.send(links)]
+    sender = Sender(engine.spec, engine.chunks, rank)
+    for info in infos:
+        sender.connect(info, engine.device)
+    numbers = [info.number for info in infos]
+    sent = [sender.send(numbers)]
     jobs.train(engine, jobs.make_sequences(engine.spec.vocab_size, [12, 9, 30, 5]), 1)
-    sent.append(sender.send(links))
+    engine.settle()
+    sent.append(sender.send(numbers))
     export_huggingface(
         engine.spec, engine.topology, rank, engine.chunks, Path(directory), torch.float32
     )
     return sent
 
 
+def engine_model(layout, dtype):
+    """Modules with an engine's parameters, unknown ones; those of attention are kept packed."""
+    model = nn.Module()
+    for parameter in layout:
+        *path, name = parameter.name.split(".")
+        module = model
+        for part in path:
+            if not hasattr(module, part):
+                module.add_module(part, nn.Module())
+            module = getattr(module, part)
+        packed = "qkv_proj" in path
+        shape = (0,) if packed else parameter.shape
+        value = torch.full(shape, float("nan"), dtype=dtype)  # what nobody sends shows
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+        if packed:
+            module.cpu_linear, module.quant_method = None, Packer()
+    return model
+
+
+class Packer:
+    """As vLLM's method does: takes the weight away."""
+
+    def process_weights_after_loading(self, module):
+        module.packed = module.weight.detach().clone()
+        module.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+
+
 def receive(info, worker, file):
-    """What a worker of an engine does, without vLLM; writes each update's tensors to a file."""
-    spec = ModelSpec.read(info.model_path)
-    plan = plan_stream(spec, info.trainer, info.bucket_elements)
-    link = Link(info, info.trainer.world + worker, torch.device("cpu"))
+    """What a worker of an engine does, without vLLM; writes each update's parameters to a file."""
+    layout = engine_parameters(ModelSpec.read(info.model_path), info.engine_topology, worker)
+    plan = info.plan(ModelSpec.read(info.model_path))
+    model = engine_model(layout, info.wire_dtype)
+    landing = Landing(model, layout)
+    inlet = open_inlet(info, plan, worker, CPU, landing)
     for update in range(UPDATES):
-        nan = float("nan")  # what nobody sends shows
-        tensors = {
-            name: torch.full(shape, nan, dtype=info.wire_dtype)
-            for name, shape in spec.tensors.items()
-        }
+        inlet.begin()
         for bucket in plan:
-            for rank, parts in bucket.parts.items():
-                message = torch.empty(bucket.elements_from(rank), dtype=info.wire_dtype)
-                link.receive(message, rank).wait()
-                sizes = [part.piece.hf.numel for part in parts]
-                for part, values in zip(parts, message.split(sizes), strict=True):
-                    rect = part.piece.hf
-                    tensors[part.name][rect.slices] = values.view(rect.shape)
-        save_file(tensors, f"{file}.{update}")
+            landing.finish(inlet.receive(bucket, bucket.messages[info.number, worker]))
+            inlet.done(bucket)
+        values = {}
+        for parameter in layout:
+            module = model.get_submodule(parameter.module)
+            is_packed = parameter.name.endswith("qkv_proj.weight")
+            values[parameter.name] = module.packed if is_packed else landing.live(parameter.name)
+        save_file({name: value.data.clone() for name, value in values.items()}, f"{file}.{update}")

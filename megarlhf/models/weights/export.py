@@ -6,7 +6,7 @@ at the same time.
 """
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights import fingerprint, publishing
 from megarlhf.models.weights.companions import copy_companions, write_config
+from megarlhf.models.weights.first_rank import on_first
 from megarlhf.models.weights.layout import Holding, holdings
 from megarlhf.models.weights.operations import Rect
 from megarlhf.models.weights.row_files import RowFiles, StoredTensor, full_disk_is_an_error
@@ -48,14 +49,14 @@ def export_huggingface(
         rank: This rank.
         chunks: This rank's model chunks (not wrapped).
         directory: Where to; replaced if it exists.
-        dtype: Of the written tensors.
+        dtype: Of the written tensors; those that are not trained stay as they are, fp32.
 
     Raises:
         UserError: The disk is full.
     """
     tensors = {n: (spec.dtype_of(n, dtype), shape) for n, shape in spec.tensors.items()}
     shards = plan_shards(tensors, SHARD_BYTES)
-    _on_first(rank, lambda: _prepare(directory, shards))
+    on_first(lambda: publishing.create(directory, shards))
     writer = _Writer(publishing.partial_of(directory), shards, topology.world)
     held = holdings(spec, topology)
     live = [dict(chunk.named_parameters()) for chunk in chunks]
@@ -67,20 +68,7 @@ def export_huggingface(
             if rows is not None:
                 writer.write(name, start, rows)
     prints = writer.all_prints()
-    _on_first(rank, lambda: _finish(spec, directory, shards, dtype, prints))
-
-
-def _on_first(rank: int, act: Callable[[], None]) -> None:
-    """Let the first rank act; the others wait, and fail with it."""
-    outcome: list[UserError | None] = [None]
-    if rank == 0:
-        try:
-            act()
-        except UserError as error:
-            outcome[0] = error
-    dist.broadcast_object_list(outcome, src=0)
-    if outcome[0] is not None:
-        raise outcome[0]
+    on_first(lambda: _finish(spec, directory, shards, dtype, prints))
 
 
 class _Writer:
@@ -184,17 +172,6 @@ def _gather(
     return whole.view(stop - start, -1).view(torch.uint8).numpy()
 
 
-def _prepare(directory: Path, shards: Sequence[Shard]) -> None:
-    """Make files of their full size, with headers."""
-    publishing.check_space(directory, sum(shard.nbytes for shard in shards))
-    partial = publishing.begin(directory)
-    with full_disk_is_an_error(directory):
-        for shard in shards:
-            with (partial / shard.file).open("wb") as file:
-                file.write(shard.header)
-                file.truncate(shard.nbytes)
-
-
 def _finish(
     spec: ModelSpec,
     directory: Path,
@@ -207,5 +184,6 @@ def _finish(
     write_config(spec, partial, dtype)
     fingerprint.write(partial, prints)
     if len(shards) > 1:
-        (partial / INDEX).write_text(index_of(shards))
+        with full_disk_is_an_error(partial):
+            (partial / INDEX).write_text(index_of(shards))
     publishing.publish(directory)

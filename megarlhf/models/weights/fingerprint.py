@@ -17,7 +17,7 @@ import xxhash
 
 from megarlhf.errors import UserError
 from megarlhf.models.weights.operations import Shape
-from megarlhf.models.weights.row_files import RowFiles
+from megarlhf.models.weights.row_files import RowFiles, full_disk_is_an_error
 
 FILE = "fingerprint.json"
 ALGORITHM = "xxh3-128"
@@ -76,7 +76,8 @@ def write(directory: Path, prints: Mapping[str, TensorPrint]) -> None:
             for name, p in sorted(prints.items())
         },
     }
-    (directory / FILE).write_text(json.dumps(content, indent=1) + "\n")
+    with full_disk_is_an_error(directory):
+        (directory / FILE).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def read(directory: Path) -> dict[str, TensorPrint] | None:

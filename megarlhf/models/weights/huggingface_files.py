@@ -29,9 +29,15 @@ class HuggingFaceFiles:
         index = self.directory / safetensors_format.INDEX
         if index.is_file():
             try:
-                names = json.loads(index.read_text())["weight_map"]
-            except (ValueError, KeyError) as error:
+                names = dict(json.loads(index.read_text())["weight_map"])
+                elsewhere = sorted({f for f in names.values() if Path(f).name != f})
+            except (ValueError, KeyError, TypeError) as error:
                 raise UserError(f"the index does not parse: {error!r}", where=str(index)) from None
+            if elsewhere:
+                raise UserError(
+                    f"the index names a file that is not beside it: {elsewhere[0]}",
+                    where=str(index),
+                )
             missing = sorted({f for f in names.values() if not (self.directory / f).is_file()})
             if missing:
                 raise UserError(

@@ -15,7 +15,8 @@ from megarlhf.models.weights import fingerprint
 from megarlhf.models.weights.finite import is_finite
 from megarlhf.models.weights.huggingface_files import HuggingFaceFiles
 from megarlhf.models.weights.layout import parameters_of
-from megarlhf.models.weights.megatron_files import MegatronFiles, is_megatron
+from megarlhf.models.weights.megatron_files import MegatronFiles
+from megarlhf.models.weights.megatron_metadata import is_megatron
 from megarlhf.parallel.topology import Topology
 
 logger = logging.getLogger(__name__)

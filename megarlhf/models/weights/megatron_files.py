@@ -1,30 +1,26 @@
 """The weights in a Megatron checkpoint (torch_dist), read where they lie as Hugging Face tensors."""
 
-import json
 import os
-import pickle
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorStorageMetadata
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights import torch_archive
-from megarlhf.models.weights.megatron_names import global_parameters
+from megarlhf.models.weights import megatron_metadata, torch_archive
+from megarlhf.models.weights.megatron_metadata import COPY_AGAIN
+from megarlhf.models.weights.megatron_names import GlobalParameter, global_parameters, unfused
 from megarlhf.models.weights.megatron_runs import Chunk, stored_tensors
-from megarlhf.models.weights.operations import Rect, Shape
+from megarlhf.models.weights.operations import Rect, Vocabulary
 from megarlhf.models.weights.row_files import BLOCK_BYTES, RowFiles, StoredTensor
+from megarlhf.models.weights.safetensors_format import DTYPES
 
-LAST_FILE = "metadata.json"  # what Megatron writes last: with it a checkpoint is whole
-_COPY_AGAIN = "copy the checkpoint again, or convert it again"
-
-
-def is_megatron(directory: Path) -> bool:
-    """Whether a directory holds a Megatron checkpoint, or half of one."""
-    return any((directory / name).is_file() for name in (LAST_FILE, ".metadata", "common.pt"))
+_OF_THE_MODEL = ("embedding.", "decoder.", "output_layer.")  # beside them: the optimizer's state
 
 
 class MegatronFiles:
@@ -40,59 +36,104 @@ class MegatronFiles:
 
     def __init__(self, directory: Path, spec: ModelSpec) -> None:
         self.directory, self.spec = directory, spec
-        self._metadata = read_metadata(directory)
+        content = megatron_metadata.read(directory)
+        self._stored = {
+            unfused(key): stored
+            for key, stored in content.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata) and key.startswith(_OF_THE_MODEL)
+        }
+        self._places = {
+            (unfused(index.fqn), tuple(index.offset)): place
+            for index, place in content.storage_data.items()
+            if index.offset is not None
+        }
 
     @cached_property
     def tensors(self) -> Mapping[str, StoredTensor]:
         """Where every tensor's bytes are; one that is not there as a whole is left out.
 
         Raises:
-            UserError: A file is missing, cut short or damaged.
+            UserError: A file is missing, cut short or damaged, or there is something that the model
+                has not, or has in another shape.
         """
-        keys = self._metadata.state_dict_metadata
-        layers_apart = any(key.startswith("decoder.layers.0.") for key in keys)
+        layers_apart = any(key.startswith("decoder.layers.0.") for key in self._stored)
         parameters = global_parameters(self.spec, layers_apart=layers_apart)
-        wanted = {parameter.key for parameter in parameters} & keys.keys()
-        return stored_tensors(parameters, {key: self._chunks(key) for key in wanted})
+        by_key = {parameter.key: parameter for parameter in parameters}
+        self._check_keys(by_key)
+        with ExitStack() as files:
+            opened: dict[str, BinaryIO] = {}
+            chunks = {
+                key: [self._chunk(key, chunk, opened, files) for chunk in self._stored[key].chunks]
+                for key in by_key.keys() & self._stored.keys()
+            }
+        return stored_tensors(parameters, chunks)
 
-    def _chunks(self, key: str) -> list[Chunk]:
-        stored = self._metadata.state_dict_metadata[key]
-        return [
-            self._chunk(key, tuple(chunk.offsets), tuple(chunk.sizes), stored.properties.dtype)
-            for chunk in stored.chunks
-        ]
+    def _check_keys(self, by_key: Mapping[str, GlobalParameter]) -> None:
+        belong = "check that config.json and the weights belong together"
+        unknown = sorted(self._stored.keys() - by_key.keys())
+        if unknown:
+            more = f" and {len(unknown) - 3} more" if len(unknown) > 3 else ""
+            raise UserError(
+                f"unexpected tensors, which config.json does not imply: {', '.join(unknown[:3])}{more}",
+                where=str(self.directory),
+                fix=belong,
+            )
+        for key, stored in self._stored.items():
+            shape, expected = tuple(stored.size), by_key[key].global_shape(1)
+            if isinstance(by_key[key].operation, Vocabulary) and shape[0] > expected[0]:
+                shape = (expected[0], *shape[1:])  # padded
+            if shape != expected:
+                raise UserError(
+                    f"the tensor {key} has shape {shape}, config.json implies {expected}",
+                    where=str(self.directory),
+                    fix=belong,
+                )
+            if stored.properties.dtype not in DTYPES.values():
+                raise UserError(
+                    f"the tensor {key} has the dtype {stored.properties.dtype}",
+                    where=str(self.directory),
+                    fix=f"use weights that are not quantized: {', '.join(DTYPES)} are supported",
+                )
 
-    def _chunk(self, key: str, offsets: Shape, sizes: Shape, dtype: torch.dtype) -> Chunk:
-        place = self._places[key, offsets]
+    def _chunk(
+        self,
+        key: str,
+        chunk: ChunkStorageMetadata,
+        opened: dict[str, BinaryIO],
+        files: ExitStack,
+    ) -> Chunk:
+        offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
+        dtype = self._stored[key].properties.dtype
+        place = self._places.get((key, offsets))
+        if place is None:
+            raise UserError(
+                f"the tensor {key} is not in any file at {list(offsets)}",
+                where=str(self.directory / megatron_metadata.FILE),
+                fix=COPY_AGAIN,
+            )
         path = self.directory / place.relative_path
-        try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            raise UserError("the file is missing", where=str(path), fix=_COPY_AGAIN) from None
+        if place.relative_path not in opened:
+            try:
+                opened[place.relative_path] = files.enter_context(path.open("rb"))
+            except FileNotFoundError:
+                raise UserError("the file is missing", where=str(path), fix=COPY_AGAIN) from None
+        file = opened[place.relative_path]
+        size = os.fstat(file.fileno()).st_size
         if place.offset + place.length > size:
             raise UserError(
                 f"the file ends before the tensor {key} ({size} bytes)",
                 where=str(path),
-                fix=_COPY_AGAIN,
+                fix=COPY_AGAIN,
             )
-        with path.open("rb") as file:
-            offset = torch_archive.find_tensor(file, place.offset, place.length, sizes, dtype)
+        offset = torch_archive.find_tensor(file, place.offset, place.length, sizes, dtype)
         if offset is None:
             raise UserError(
                 f"the bytes at {place.offset} are not the tensor {key} of shape {list(sizes)}",
                 where=str(path),
-                fix=_COPY_AGAIN,
+                fix=COPY_AGAIN,
             )
         ranges = tuple((at, at + size) for at, size in zip(offsets, sizes, strict=True))
         return Chunk(Rect(ranges), dtype, place.relative_path, offset)
-
-    @cached_property
-    def _places(self) -> dict[tuple[str, Shape], Any]:
-        return {
-            (index.fqn, tuple(index.offset)): place
-            for index, place in self._metadata.storage_data.items()
-            if index.offset is not None
-        }
 
     @property
     def file_of(self) -> Mapping[str, StoredTensor]:
@@ -141,48 +182,3 @@ class _Slice:
                 files.read_rows(self._name, start, stop, raw)
                 found[start - rows.start : stop - rows.start] = block[(slice(None), *slices[1:])]
         return found
-
-
-def read_metadata(directory: Path) -> Any:
-    """What `torch.distributed.checkpoint` wrote about the files.
-
-    Raises:
-        UserError: No whole checkpoint of the torch_dist format.
-    """
-    from torch.distributed.checkpoint import FileSystemReader
-
-    last = directory / LAST_FILE
-    if not last.is_file():
-        raise UserError(
-            f"not a whole checkpoint: {LAST_FILE} is missing",
-            where=str(directory),
-            fix="its writing was cut short: write it again, or go back to the one before",
-        )
-    try:
-        backend = json.loads(last.read_text())["sharded_backend"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"does not parse: {error!r}", where=str(last), fix=_COPY_AGAIN) from None
-    if backend != "torch_dist":
-        raise UserError(
-            f"a checkpoint in the format {backend!r}",
-            where=str(last),
-            fix="save it with --ckpt-format torch_dist",
-        )
-    try:
-        return FileSystemReader(os.fspath(directory)).read_metadata()
-    except (OSError, EOFError, pickle.UnpicklingError, AttributeError, KeyError) as error:
-        raise UserError(
-            f"does not parse: {error!r}", where=str(directory / ".metadata"), fix=_COPY_AGAIN
-        ) from None
-
-
-def content_metadata(directory: Path) -> dict[str, Any]:
-    """What the writer noted about a checkpoint; empty where it noted nothing that is plain data."""
-    file = directory / "common.pt"
-    if not file.is_file():
-        return {}
-    try:
-        common = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # other programs put their arguments there
-        return {}
-    return dict(common.get("content_metadata") or {})

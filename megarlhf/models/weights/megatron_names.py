@@ -20,6 +20,22 @@ from megarlhf.parallel.topology import Topology
 # Megatron's linears save an empty object beside their weight and insist on finding it.
 _HAS_EXTRA_STATE = re.compile(r"\.linear_\w+\.weight$")
 
+# Where Megatron's layers are Transformer Engine's, a linear also holds the norm before it.
+_FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
+    "self_attention.linear_q_up_proj.layer_norm_weight": "self_attention.q_layernorm.weight",
+    "self_attention.linear_kv_up_proj.layer_norm_weight": "self_attention.kv_layernorm.weight",
+    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
+}
+
+
+def unfused(key: str) -> str:
+    """What a global tensor is called where norms are modules of their own."""
+    for fused, name in _FUSED_NORMS.items():
+        if key.endswith(f".{fused}"):
+            return key.removesuffix(fused) + name
+    return key
+
 
 @dataclass(frozen=True)
 class GlobalParameter:
@@ -76,8 +92,9 @@ class GlobalParameter:
 
     @property
     def extra_state(self) -> str | None:
-        """Key of the empty object that a linear layer has beside its weight."""
-        if not _HAS_EXTRA_STATE.search(self.key):
+        """Key of the empty object that a linear layer has beside its weight, if it is cut."""
+        is_cut = self.operation.partition_dim is not None
+        if not is_cut or not _HAS_EXTRA_STATE.search(self.key):
             return None
         module = self.key.removesuffix("weight") + "_extra_state"
         index, axes = self.index or (0,), self.axes or (1,)

@@ -2,9 +2,28 @@
 
 import os
 import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from megarlhf.errors import UserError
+from megarlhf.models.weights.row_files import full_disk_is_an_error
+
+
+class NewFile(Protocol):
+    """A file that is to be written: tensors, and what stands between them."""
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+
+    @property
+    def fixed(self) -> Iterable[tuple[int, bytes]]:
+        """What is in it beside the tensors' bytes, and where."""
 
 
 def partial_of(directory: Path) -> Path:
@@ -18,6 +37,27 @@ def begin(directory: Path) -> Path:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
+
+
+def create(directory: Path, files: Sequence[NewFile]) -> None:
+    """Make files of their full size, in which only the tensors' bytes are missing.
+
+    Args:
+        directory: That will be published; its content goes to `partial_of` it.
+        files: Which.
+
+    Raises:
+        UserError: There is no room for them.
+    """
+    check_space(directory, sum(file.nbytes for file in files))
+    partial = begin(directory)
+    with full_disk_is_an_error(directory):
+        for new in files:
+            with (partial / new.file).open("wb") as opened:
+                opened.truncate(new.nbytes)
+                for offset, content in new.fixed:
+                    opened.seek(offset)
+                    opened.write(content)
 
 
 def check_space(directory: Path, nbytes: int) -> None:
@@ -45,8 +85,9 @@ def publish(directory: Path) -> None:
     beside it, with ``.previous`` behind its name.
     """
     previous = directory.with_name(directory.name + ".previous")
-    for file in partial_of(directory).iterdir():
-        _sync(file)
+    with full_disk_is_an_error(directory):
+        for file in partial_of(directory).iterdir():
+            _sync(file)
     if directory.exists():
         shutil.rmtree(previous, ignore_errors=True)  # left by one that was killed
         directory.rename(previous)

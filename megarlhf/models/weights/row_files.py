@@ -186,7 +186,7 @@ class RowFiles:
     def sync(self) -> None:
         """Have what was written to the open files on the disk."""
         with full_disk_is_an_error(self.directory):
-            for descriptor in self._open.values():
+            for descriptor in list(self._open.values()):  # a thread may open more
                 os.fdatasync(descriptor)
 
 

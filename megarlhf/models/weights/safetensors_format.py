@@ -17,13 +17,13 @@ from megarlhf.models.weights.operations import Shape
 from megarlhf.models.weights.row_files import Run, StoredTensor
 
 INDEX = "model.safetensors.index.json"
-_DTYPES = {
+DTYPES = {  # that models are computed in
     "F64": torch.float64,
     "F32": torch.float32,
     "F16": torch.float16,
     "BF16": torch.bfloat16,
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _COPY_AGAIN = "copy or download it again"
 
 
@@ -54,15 +54,15 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 
 def _stored(file: Path, name: str, begin: int, entry: dict) -> StoredTensor:
-    if entry["dtype"] not in _DTYPES:
+    if entry["dtype"] not in DTYPES:
         raise UserError(
             f"the tensor {name} has the dtype {entry['dtype']}",
             where=str(file),
-            fix=f"use weights that are not quantized: {', '.join(_DTYPES)} are supported",
+            fix=f"use weights that are not quantized: {', '.join(DTYPES)} are supported",
         )
-    tensor = StoredTensor(_DTYPES[entry["dtype"]], tuple(entry["shape"]))
+    tensor = StoredTensor(DTYPES[entry["dtype"]], tuple(entry["shape"]))
     first, last = entry["data_offsets"]
-    if last - first != tensor.nbytes:
+    if first < 0 or last - first != tensor.nbytes:
         raise ValueError(f"the tensor {name} has {last - first} bytes instead of {tensor.nbytes}")
     return _whole(tensor, file.name, begin + first)
 
@@ -89,6 +89,11 @@ class Shard:
     header: bytes
     tensors: dict[str, StoredTensor]
     nbytes: int
+
+    @property
+    def fixed(self) -> tuple[tuple[int, bytes]]:
+        """What is in it beside the tensors' bytes, and where."""
+        return ((0, self.header),)
 
 
 def plan_shards(tensors: Mapping[str, tuple[torch.dtype, Shape]], shard_bytes: int) -> list[Shard]:

@@ -1,0 +1,106 @@
+"""Training and sampling with the same memory, by turns (`rollout.placement`)."""
+
+from collections.abc import Callable
+from typing import Protocol
+
+from megarlhf.cluster.ray_cluster import have_gpus
+from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.schema import RLConfig
+
+
+class Engines(Protocol):
+    """What is wanted of an `EngineGroup`."""
+
+    version: int | None
+    before_stream: Callable[[], None]
+
+    def update(self, version: int) -> int:
+        """See `EngineGroup.update`."""
+
+    def sleep(self) -> None:
+        """See `EngineGroup.sleep`."""
+
+    def wake(self, part: str) -> None:
+        """See `EngineGroup.wake`."""
+
+
+class Separate:
+    """Trainer and engines have memory of their own: nothing has to be put away.
+
+    Args:
+        engines: The engines.
+    """
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+
+    def train(self) -> None:
+        """The trainer's ranks compute from here on."""
+
+    def sample(self) -> None:
+        """The engines sample from here on."""
+
+    def update(self, version: int) -> int:
+        """Stream the trainer's weights; the engines sample from here on. Returns the bytes sent."""
+        return self._engines.update(version)
+
+
+class Colocated(Separate):
+    """Whoever does not compute puts its memory away.
+
+    In the order that keeps the peak lowest: an engine's weights come back when gradients and optimizer
+    state are away, its KV cache when the trainer's weights are.
+
+    Args:
+        trainer: The trainer's ranks.
+        engines: The engines.
+    """
+
+    def __init__(self, trainer: WorkerGroup, engines: Engines) -> None:
+        super().__init__(engines)
+        self._trainer = trainer
+        self._engines_awake, self._weights_away = True, False
+        engines.before_stream = self._have_weights  # of an engine that is replaced
+
+    def train(self) -> None:
+        """See `Separate.train`."""
+        if self._engines_awake:
+            self._engines.sleep()
+            self._engines_awake = False
+        self._trainer.run("reload")
+        self._weights_away = False
+
+    def sample(self) -> None:
+        """See `Separate.sample`."""
+        if not self._engines_awake:
+            assert self._engines.version is not None
+            self.update(self._engines.version)
+
+    def update(self, version: int) -> int:
+        """See `Separate.update`."""
+        self._trainer.run("offload", "gradients", "optimizer")
+        if not self._engines_awake:
+            self._engines.wake("weights")
+        sent = self._engines.update(version)
+        self._trainer.run("offload", "weights")
+        self._weights_away = True
+        if not self._engines_awake:
+            self._engines.wake("kv_cache")
+        self._engines_awake = True
+        return sent
+
+    def _have_weights(self) -> None:
+        if self._weights_away:
+            self._trainer.run("reload")
+            self._weights_away = False
+
+
+def turns_of(
+    config: RLConfig, trainer: WorkerGroup, engines: Engines, note: Callable[[str], None]
+) -> Separate:
+    """As ``rollout.placement`` says."""
+    if config.rollout.placement == "separate":
+        return Separate(engines)
+    if not have_gpus():
+        note("colocated on CPUs: vLLM's engines sleep without giving back memory")
+    return Colocated(trainer, engines)

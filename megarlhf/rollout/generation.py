@@ -1,0 +1,115 @@
+"""Requests running through an engine, step by step, and updates that fall between two steps."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+
+class Generation:
+    """Steps the scheduler, from whichever threads want something of it.
+
+    An update while requests run
+
+    - ``wait``: begins when they are finished; those that come meanwhile wait for it;
+    - ``abort``: ends them; they start again with the new weights, from their prompts;
+    - ``keep``: lets them go on with the new weights from the token they have reached. What they have
+      so far is read again, so that each token's log-probability is that of the weights that made it.
+
+    Args:
+        engine: vLLM's, its scheduler in this process.
+        mode: One of the three.
+    """
+
+    def __init__(self, engine: Any, mode: Literal["wait", "abort", "keep"]) -> None:
+        self._engine, self._mode = engine, mode
+        self._state = threading.Condition()  # held while the engine computes, or is changed
+        self._counter = (
+            threading.Lock()
+        )  # for these two, which are raised without holding the state
+        self._wanted = 0  # threads that want the state between two steps
+        self._updates = 0  # that wait or run
+        self._running = 0  # calls of `run`
+        self._count = 0  # of requests so far: their names
+        self._open: dict[str, tuple[Any, Any]] = {}
+        self._finished: dict[str, Any] = {}
+        self._renamed: dict[str, str] = {}
+
+    def run(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        """vLLM's outputs, in order."""
+        with self._between_steps():
+            self._state.wait_for(lambda: not self._updates)
+            self._running += 1
+            names = [self._add(*request) for request in zip(requests, params, strict=True)]
+        try:
+            while True:
+                with self._state:
+                    self._state.wait_for(self._may_step)
+                    names = [self._current(name) for name in names]
+                    if all(name in self._finished for name in names):
+                        return [self._finished.pop(name) for name in names]
+                    self._step()
+        finally:
+            with self._state:
+                self._running -= 1
+                self._state.notify_all()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is computed meanwhile; afterwards nothing that was cached counts."""
+        with self._counter:
+            self._updates += 1
+        with self._between_steps():
+            try:
+                if self._mode == "wait":
+                    self._state.wait_for(lambda: not self._running)
+                elif self._mode == "abort":
+                    self._engine.abort_request(list(self._open))
+                yield
+                # Keys and values of the old weights must not answer.
+                self._engine.reset_prefix_cache(reset_running_requests=bool(self._open))
+                if self._mode == "abort":
+                    self._start_again()
+            finally:
+                with self._counter:
+                    self._updates -= 1
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        """Hold the state. A lock is not fair: those that step have to be told that it is wanted."""
+        with self._counter:
+            self._wanted += 1
+        with self._state:
+            with self._counter:
+                self._wanted -= 1
+            self._state.notify_all()
+            try:
+                yield
+            finally:
+                self._state.notify_all()
+
+    def _may_step(self) -> bool:
+        return not self._wanted and (self._mode == "wait" or not self._updates)
+
+    def _add(self, request: Any, params: Any) -> str:
+        self._count += 1
+        name = str(self._count)
+        self._engine.add_request(name, request, params)
+        self._open[name] = (request, params)
+        return name
+
+    def _start_again(self) -> None:
+        for name, request in list(self._open.items()):
+            del self._open[name]
+            self._renamed[name] = self._add(*request)
+
+    def _current(self, name: str) -> str:
+        while name in self._renamed:
+            name = self._renamed.pop(name)
+        return name
+
+    def _step(self) -> None:
+        for output in self._engine.step():
+            if output.finished and output.request_id in self._open:
+                del self._open[output.request_id]
+                self._finished[output.request_id] = output

@@ -1,0 +1,87 @@
+"""Weights as messages: one from each sender to each worker, a bucket at a time (gloo, NCCL)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from megarlhf.sync.landing import Landing
+from megarlhf.sync.link import Link
+from megarlhf.sync.plan import Bucket, Move, numel
+
+Read = Callable[[Move], torch.Tensor]  # a sender's values of a move, in whatever dtype
+
+
+class MessageOutlet:
+    """A trainer rank's end towards one engine.
+
+    Packing a message overlaps the sending of the one before it; two exist at most.
+
+    Args:
+        link: To the engine.
+        dtype: Of the elements on the wire.
+    """
+
+    def __init__(self, link: Link, dtype: torch.dtype) -> None:
+        self._link, self._dtype = link, dtype
+        self._pending: list[tuple[Any, torch.Tensor]] = []
+
+    def begin(self, plan: list[Bucket]) -> None:
+        """Forget what an update that failed has left."""
+        self._pending = []
+
+    def send(self, bucket: Bucket, worker: int, moves: list[Move], read: Read) -> int:
+        """Start sending; returns the bytes."""
+        message = torch.cat([read(move).to(self._dtype).reshape(-1) for move in moves])
+        self.flush()
+        self._pending.append((self._link.send(message, self._link.worker(worker)), message))
+        return message.nbytes
+
+    def flush(self) -> None:
+        """Wait until everything is sent."""
+        while self._pending:
+            self._pending.pop(0)[0].wait()
+
+
+class MessageInlet:
+    """An engine worker's end.
+
+    Args:
+        link: To the trainer.
+        landing: The worker's parameters.
+        dtype: Of the elements on the wire.
+        device: Where messages live.
+    """
+
+    def __init__(
+        self, link: Link, landing: Landing, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._link, self._landing, self._dtype, self._device = link, landing, dtype, device
+
+    def begin(self) -> None:
+        """Nothing: a message waits for its receiver."""
+
+    def receive(self, bucket: Bucket, messages: dict[int, list[Move]]) -> dict[str, torch.Tensor]:
+        """The bucket's parameters: live memory, or fresh memory where that cannot be written."""
+        buffers = {
+            sender: torch.empty(numel(moves), dtype=self._dtype, device=self._device)
+            for sender, moves in messages.items()
+        }
+        works = [self._link.receive(buffer, sender) for sender, buffer in buffers.items()]
+        targets = {name: self._target(name) for name in bucket.names}
+        for work, (sender, moves) in zip(works, messages.items(), strict=True):
+            work.wait()
+            parts = buffers.pop(sender).split([move.source.numel for move in moves])
+            for move, part in zip(moves, parts, strict=True):
+                target = targets[move.engine_parameter][move.target.slices]
+                target.copy_(part.view(target.shape))
+        return targets
+
+    def done(self, bucket: Bucket) -> None:
+        """Nothing: the memory is not used again."""
+
+    def _target(self, name: str) -> torch.Tensor:
+        if self._landing.is_direct(name, self._dtype):
+            return self._landing.live(name).data
+        make = torch.zeros if self._landing.has_padding(name) else torch.empty
+        return make(self._landing.shape(name), dtype=self._dtype, device=self._device)

@@ -1,0 +1,139 @@
+"""Convert a checkpoint: every process moves the rows of its share of the tensors.
+
+Memory is a block of rows, whatever the size of the model. All processes write to the same files, each
+to its own places; the first one creates them, and publishes the directory when it is whole.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch.distributed as dist
+
+from megarlhf.errors import UserError
+from megarlhf.models.weights import fingerprint, publishing
+from megarlhf.models.weights.companions import copy_companions, write_config
+from megarlhf.models.weights.fingerprint import TensorPrint
+from megarlhf.models.weights.finite import bytes_are_finite
+from megarlhf.models.weights.first_rank import on_first
+from megarlhf.models.weights.row_files import RowFiles, StoredTensor
+from tools.checkpoint_convert.checkpoints import Checkpoint
+from tools.checkpoint_convert.flushing import Flusher
+from tools.checkpoint_convert.journal import Journal, stamps
+from tools.checkpoint_convert.targets import Target
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]  # is told of bytes that are done
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """From what to what, and where.
+
+    Attributes:
+        source: The checkpoint.
+        target: What becomes of it.
+        out: Its directory, which must not be there yet.
+    """
+
+    source: Checkpoint
+    target: Target
+    out: Path
+
+    def run(self, *, resume: bool, progress: Progress = lambda _: None) -> None:
+        """Do it; collective where there are process groups.
+
+        Args:
+            resume: Go on with what an interrupted run has left.
+            progress: Told of this process's share as it goes.
+
+        Raises:
+            UserError: See `megarlhf.models.weights.loading.check_names`; a tensor is not what the
+                source's fingerprint says; the directory exists; the disk is full.
+        """
+        rank, world = place()
+        partial = publishing.partial_of(self.out)
+        journal = Journal(partial, rank)
+        on_first(lambda: self._begin(journal, resume=resume))
+        expected = fingerprint.read(self.source.directory) or {}
+        done = journal.read()
+        with (
+            self.source.files.rows() as source,
+            RowFiles(partial, self.target.tensors, writable=True) as target,
+            Flusher(target) as flusher,
+        ):
+            for name in share(self.target.tensors, rank, world):
+                if name in done and fingerprint.of_rows(target, name) == done[name]:
+                    progress(self.target.tensors[name].nbytes)
+                    continue
+                found = self._move(name, source, target, progress)
+                if expected:
+                    fingerprint.check(name, found, expected.get(name), self.source.directory)
+                journal.add(name, found)
+                flusher.wrote(self.target.tensors[name].nbytes)
+            flusher.finish()
+        if world > 1:
+            dist.barrier()
+        on_first(lambda: self._finish(journal))
+
+    def _begin(self, journal: Journal, *, resume: bool) -> None:
+        if self.out.exists():
+            raise UserError(
+                "it exists already", where=str(self.out), fix="remove it, or choose another --out"
+            )
+        job = {
+            "source": str(self.source.directory.absolute()),
+            "files": stamps(self.source.directory, self.source.files.tensors),
+            "target": self.target.kind,
+        }
+        if resume and journal.has_begun():
+            journal.check(job)
+            return
+        publishing.create(self.out, self.target.files)
+        journal.begin(job)
+
+    def _move(
+        self, name: str, source: RowFiles, target: RowFiles, progress: Progress
+    ) -> TensorPrint:
+        tensor = source.tensors[name]
+        hash_, is_finite = fingerprint.Hash(), True
+        for start, _, rows in source.blocks(name):
+            hash_.update(rows)
+            is_finite = is_finite and bytes_are_finite(rows, tensor.dtype)
+            target.write_rows(name, start, rows)
+            progress(rows.nbytes)
+        if not is_finite:
+            where = self.source.files.where(name)
+            logger.warning("%s: the tensor %s has NaN or Inf in it", where, name)
+        dtype = fingerprint.name_of(tensor.dtype)
+        return TensorPrint(dtype, tensor.shape, hash_.hexdigest())
+
+    def _finish(self, journal: Journal) -> None:
+        prints = journal.read()
+        partial = publishing.partial_of(self.out)
+        beside = replace(self.source.spec, path=self.source.companions)
+        copy_companions(beside, partial)
+        write_config(beside, partial, next(iter(self.target.tensors.values())).dtype)
+        fingerprint.write(partial, {name: prints[name] for name in self.target.tensors})
+        self.target.finish(partial)
+        journal.remove()
+        publishing.publish(self.out)
+
+
+def share(tensors: Mapping[str, StoredTensor], rank: int, world: int) -> list[str]:
+    """A process's tensors, in their order: every process has about as many bytes."""
+    by_size = sorted(tensors, key=lambda name: -tensors[name].nbytes)
+    mine, loads = set(), [0] * world
+    for name in by_size:
+        least = loads.index(min(loads))
+        loads[least] += tensors[name].nbytes
+        if least == rank:
+            mine.add(name)
+    return [name for name in tensors if name in mine]
+
+
+def place() -> tuple[int, int]:
+    """This process's rank, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
