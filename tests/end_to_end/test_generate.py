@@ -62,7 +62,7 @@ class Engines:
 
     asked: ClassVar[list[int]] = []
 
-    def __init__(self, config, settings):
+    def __init__(self, *_):
         pass
 
     def start(self):
