@@ -59,7 +59,7 @@ def test_ids_beyond_the_vocabulary(right, tmp_path):
     write_weights(write_config(tmp_path / "model", vocab_size=222))
     error = refused(right)  # the prompts' highest id is that of the space
     assert "gives id 222 ('Ġ'), the model has only 222 embeddings" in error.what
-    write_config(tmp_path / "model", vocab_size=223)
+    write_weights(write_config(tmp_path / "model", vocab_size=223))
     read(right)
 
 
