@@ -9,10 +9,15 @@ from megarlhf.data.batches import ExampleStream
 from megarlhf.data.records import Example
 from megarlhf.data.store import StoredRows
 from megarlhf.errors import UserError
-from megarlhf.models.spec import DEFAULT_SCALAR_HEAD, ModelSpec
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.trainer.methods import METHODS, Method
-from megarlhf.trainer.rl_inputs import check_vocabulary, load_tokenizer, read_language_model
+from megarlhf.trainer.rl_inputs import (
+    check_vocabulary,
+    checked,
+    load_tokenizer,
+    read_language_model,
+)
 from megarlhf.trainer.run_directory import TOKENIZED
 
 
@@ -47,8 +52,10 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
     """
     method = METHODS[type(config)]
     checks.check_offline(config, world)
-    read = read_scored_model if method.scalar_head else read_language_model
-    spec = read(config.model.path)
+    if method.scalar_head:
+        spec = checked(ModelSpec.read_scalar(config.model.path))
+    else:
+        spec = read_language_model(config.model.path)
     topology = Topology.of(config.model.parallel, world)
     topology.layers_of(spec.num_layers, 0)
     tokenizer = load_tokenizer(config.model.path)
@@ -72,13 +79,3 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
     stream = ExampleStream(rows, seed=config.train.seed, shuffle=data.shuffle)
     total = config.train.steps or stream.steps_for(config.train.epochs, config.train.batch_size)
     return OfflineInputs(method, spec, topology, rows, held_out, stream, total)
-
-
-def read_scored_model(path: str) -> ModelSpec:
-    """The description of a model with a scalar head: a new one if the directory has none.
-
-    Raises:
-        UserError: See `ModelSpec.read`.
-    """
-    spec = ModelSpec.read(path)
-    return spec if spec.scalar_head else ModelSpec.read(path, scalar_head=DEFAULT_SCALAR_HEAD)

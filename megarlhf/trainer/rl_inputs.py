@@ -16,6 +16,7 @@ from megarlhf.data.prompts import PromptStream, load_prompts
 from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
 from megarlhf.rewards.sources import rewards_of
@@ -90,7 +91,7 @@ def check_critic(config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     checks.check_critic(config)
     path = config.critic.path
-    spec = ModelSpec.read_scalar(path or config.model.path)
+    spec = checked(ModelSpec.read_scalar(path or config.model.path))
     ranks = config.cluster.critic_ranks or config.cluster.actor_ranks
     Topology.of(config.critic.parallel, ranks).layers_of(spec.num_layers, 0)
     if path is not None and load_tokenizer(path).get_vocab() != tokenizer.get_vocab():
@@ -112,7 +113,7 @@ def reward_tokenizers(
     checks.check_reward_models(config)
     others = {}
     for name, path in models_by_name(config.reward.models).items():
-        spec = ModelSpec.read(path)
+        spec = checked(ModelSpec.read(path))
         if spec.scalar_head is None:
             raise UserError(
                 "a language model: it predicts tokens and scores nothing",
@@ -127,13 +128,23 @@ def reward_tokenizers(
     return others
 
 
+def checked(spec: ModelSpec) -> ModelSpec:
+    """The same, if the directory holds its weights; only the files' headers are read.
+
+    Raises:
+        UserError: A file or a tensor is missing, damaged, unknown or of another shape.
+    """
+    check_names(spec, open_weights(spec))
+    return spec
+
+
 def read_language_model(path: str) -> ModelSpec:
     """The description of a model that predicts tokens.
 
     Raises:
-        UserError: It is a reward model; or see `ModelSpec.read`.
+        UserError: It is a reward model; or see `checked`.
     """
-    spec = ModelSpec.read(path)
+    spec = checked(ModelSpec.read(path))
     if spec.scalar_head is not None:
         raise UserError(
             "a reward model: it scores tokens and does not predict them",

@@ -7,7 +7,7 @@ from megarlhf.config import loader
 from megarlhf.config.schema import RLConfig
 from megarlhf.trainer.run_directory import RunDirectory
 from tests.cli.conftest import Started
-from tests.trainer.tiny_run import write_config
+from tests.trainer.tiny_run import write_config, write_weights
 
 
 def says(text: str, *parts) -> None:
@@ -157,7 +157,7 @@ def test_a_model_that_is_not_supported(refusal, tmp_path, command, changes, part
 
 @pytest.mark.parametrize("command", ["rl", "sft"])
 def test_a_tokenizer_of_another_model(refusal, tmp_path, command):
-    write_config(tmp_path / "model", vocab_size=40)
+    write_weights(write_config(tmp_path / "model", vocab_size=40))
     says(refusal(command=command), tmp_path / "model", "has only 40 embeddings")
 
 

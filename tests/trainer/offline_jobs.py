@@ -15,7 +15,6 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.topology import Topology
 from megarlhf.trainer.methods import METHODS
-from megarlhf.trainer.offline_inputs import read_scored_model
 from megarlhf.trainer.preparation import Parts
 
 # With the usual eps of 1e-8 Adam turns the rounding of a gradient near zero into a step of full size.
@@ -68,7 +67,7 @@ def train_methods(rank, world, path, parallel, runs, examples, held_out, steps, 
         settings += TEACHER.get(world, []) if cls is KDConfig else []
         config = load(cls, None, [*settings, *overrides])
         method = METHODS[cls]
-        spec = read_scored_model(path) if method.scalar_head else ModelSpec.read(path)
+        spec = ModelSpec.read_scalar(path) if method.scalar_head else ModelSpec.read(path)
         topology = Topology.of(config.model.parallel, world)
         groups = groups or make_groups(topology, seed=1)
 

@@ -4,7 +4,7 @@ from megarlhf.config import loader
 from megarlhf.config.schema import RLConfig
 from megarlhf.errors import UserError
 from megarlhf.trainer.rl_inputs import load_tokenizer, prepare
-from tests.trainer.tiny_run import ROWS, write_config, write_rows, write_run
+from tests.trainer.tiny_run import ROWS, write_config, write_rows, write_run, write_weights
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_prompt_longer_than_the_limit(right, tmp_path):
 
 
 def test_ids_beyond_the_vocabulary(right, tmp_path):
-    write_config(tmp_path / "model", vocab_size=222)
+    write_weights(write_config(tmp_path / "model", vocab_size=222))
     error = refused(right)  # the prompts' highest id is that of the space
     assert "gives id 222 ('Ġ'), the model has only 222 embeddings" in error.what
-    write_config(tmp_path / "model", vocab_size=223)
+    write_weights(write_config(tmp_path / "model", vocab_size=223))
     read(right)
 
 
@@ -104,3 +104,14 @@ def test_a_tokenizer_that_does_not_load(right, tmp_path, content):
         load_tokenizer(str(tmp_path / "model"))
     assert caught.value.where == str(tmp_path / "model")
     assert "\n" not in caught.value.what
+
+
+def test_weights_of_another_model(right, tmp_path):
+    write_config(tmp_path / "model", hidden_size=64)
+    assert "model.embed_tokens.weight has shape" in refused(right).what
+
+
+def test_weights_cut_short(right, tmp_path):
+    file = tmp_path / "model" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "not a whole safetensors file" in refused(right).what

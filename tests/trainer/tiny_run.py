@@ -1,8 +1,12 @@
-"""The smallest inputs that `prepare` and the command line accept: no weights are ever read."""
+"""The smallest inputs that `prepare` and the command line accept; weights are only looked over."""
 
 import json
 from pathlib import Path
 
+import torch
+from safetensors.torch import save_file
+
+from megarlhf.models.spec import ModelSpec
 from tests.models.tiny import CONFIG
 
 VOCABULARY = 258  # two special tokens and a token for each byte
@@ -31,6 +35,13 @@ def write_tokenizer(directory: Path) -> None:
     tokenizer.save_pretrained(directory)
 
 
+def write_weights(directory: Path) -> None:
+    """Zeros of the shapes that ``config.json`` says."""
+    shapes = ModelSpec.read(directory).tensors
+    tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(tensors, directory / "model.safetensors")
+
+
 def write_rows(file: Path, rows) -> str:
     """JSON lines; returns the specification that reads them."""
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -43,7 +54,7 @@ def write_run(directory: Path) -> list[str]:
     model.mkdir()
     write_tokenizer(model)
     write_config(model)  # after the tokenizer, which writes one too
-    (model / "model.safetensors").touch()
+    write_weights(model)
     (directory / "reward.py").write_text(REWARD)
     return [
         f"model.path={model}",
