@@ -25,7 +25,7 @@ class MessageOutlet:
     def __init__(self, link: Link, dtype: torch.dtype) -> None:
         self._link, self._dtype = link, dtype
         self._pending: list[Any] = []
-        self._buffers = [torch.empty(0, dtype=dtype)] * 2  # kept: fresh memory is slow to come by
+        self._buffers = [torch.empty(0, dtype=dtype)] * 2  # kept from bucket to bucket
         self._turn = 0
 
     def begin(self, plan: list[Bucket]) -> None:
