@@ -16,7 +16,7 @@ from megarlhf.models.weights.layout import holdings
 from megarlhf.sync.link import serve_store
 from tests.rollout.engine_process import EngineProcess, Trainer
 
-BUCKET = 64 * 2**20
+BUCKET = 32 * 2**20
 TIMEOUT = datetime.timedelta(seconds=60)
 Tensors = list[tuple[str, tuple[int, ...]]]
 

@@ -35,7 +35,7 @@ SIZES = {
     "500M": {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 17, "heads": 24},
 }
 VOCABULARY = 8192
-BUCKET = 64 * 2**20  # the default of stream.bucket_mib
+BUCKET = 32 * 2**20  # the default of stream.bucket_mib
 
 PLANS = (
     ("8B", Topology(world=8, tp=4), EngineTopology(2, engines=4)),

@@ -24,7 +24,9 @@ class MessageOutlet:
 
     def __init__(self, link: Link, dtype: torch.dtype) -> None:
         self._link, self._dtype = link, dtype
-        self._pending: list[tuple[Any, torch.Tensor]] = []
+        self._pending: list[Any] = []
+        self._buffers = [torch.empty(0, dtype=dtype)] * 2  # kept from bucket to bucket
+        self._turn = 0
 
     def begin(self, plan: list[Bucket]) -> None:
         """Forget what an update that failed has left."""
@@ -32,15 +34,23 @@ class MessageOutlet:
 
     def send(self, bucket: Bucket, worker: int, moves: list[Move], read: Read) -> int:
         """Start sending; returns the bytes."""
-        message = torch.cat([read(move).to(self._dtype).reshape(-1) for move in moves])
+        size = numel(moves)
+        self._turn = 1 - self._turn
+        if self._buffers[self._turn].numel() < size:
+            device = read(moves[0]).device
+            self._buffers[self._turn] = torch.empty(size, dtype=self._dtype, device=device)
+        message = self._buffers[self._turn][:size]
+        parts = message.split([move.source.numel for move in moves])
+        for move, part in zip(moves, parts, strict=True):
+            part.view(move.source.shape).copy_(read(move))
         self.flush()
-        self._pending.append((self._link.send(message, self._link.worker(worker)), message))
+        self._pending.append(self._link.send(message, self._link.worker(worker)))
         return message.nbytes
 
     def flush(self) -> None:
         """Wait until everything is sent."""
         while self._pending:
-            self._pending.pop(0)[0].wait()
+            self._pending.pop(0).wait()
 
 
 class MessageInlet:
@@ -57,21 +67,19 @@ class MessageInlet:
         self, link: Link, landing: Landing, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._link, self._landing, self._dtype, self._device = link, landing, dtype, device
+        self._buffers: dict[int, torch.Tensor] = {}  # of each sender; kept, as the outlet's
 
     def begin(self) -> None:
         """Nothing: a message waits for its receiver."""
 
     def receive(self, bucket: Bucket, messages: dict[int, list[Move]]) -> dict[str, torch.Tensor]:
         """The bucket's parameters: live memory, or fresh memory where that cannot be written."""
-        buffers = {
-            sender: torch.empty(numel(moves), dtype=self._dtype, device=self._device)
-            for sender, moves in messages.items()
-        }
+        buffers = {sender: self._buffer(sender, numel(moves)) for sender, moves in messages.items()}
         works = [self._link.receive(buffer, sender) for sender, buffer in buffers.items()]
         targets = {name: self._target(name) for name in bucket.names}
         for work, (sender, moves) in zip(works, messages.items(), strict=True):
             work.wait()
-            parts = buffers.pop(sender).split([move.source.numel for move in moves])
+            parts = buffers[sender].split([move.source.numel for move in moves])
             for move, part in zip(moves, parts, strict=True):
                 target = targets[move.engine_parameter][move.target.slices]
                 target.copy_(part.view(target.shape))
@@ -79,6 +87,11 @@ class MessageInlet:
 
     def done(self, bucket: Bucket) -> None:
         """Nothing: the memory is not used again."""
+
+    def _buffer(self, sender: int, size: int) -> torch.Tensor:
+        if sender not in self._buffers or self._buffers[sender].numel() < size:
+            self._buffers[sender] = torch.empty(size, dtype=self._dtype, device=self._device)
+        return self._buffers[sender][:size]
 
     def _target(self, name: str) -> torch.Tensor:
         if self._landing.is_direct(name, self._dtype):

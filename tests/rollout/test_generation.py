@@ -13,7 +13,8 @@ LENGTH = 30
 class Scheduler:
     """Like vLLM's engine; its tokens are the version of the weights."""
 
-    def __init__(self):
+    def __init__(self, begins_with=1):
+        self.begins_with = begins_with  # open requests
         self.version = 0
         self.open = {}
         self.caches_reset = []
@@ -33,12 +34,14 @@ class Scheduler:
     def step(self):
         with self.in_step:
             done = []
+            if len(self.open) < self.begins_with and not self.reached.is_set():
+                return done
             for name, tokens in list(self.open.items()):
                 tokens.append(self.version)
                 if len(tokens) == LENGTH:
                     del self.open[name]
                     done.append(SimpleNamespace(request_id=name, finished=True, tokens=tokens))
-            if len(self.open) == 4 and all(self.open.values()):
+            if len(self.open) == self.begins_with and all(self.open.values()):
                 self.reached.set()
             threading.Event().wait(0.001)
             return done
@@ -48,7 +51,7 @@ class Scheduler:
     ("mode", "versions"), [("wait", [{0}]), ("abort", [{1}]), ("keep", [{0, 1}])]
 )
 def test_an_update_while_requests_run(mode, versions):
-    scheduler = Scheduler()
+    scheduler = Scheduler(begins_with=4)
     generation = Generation(scheduler, mode)
     found = []
     runs = [
@@ -59,7 +62,7 @@ def test_an_update_while_requests_run(mode, versions):
     ]
     for run in runs:
         run.start()
-    assert scheduler.reached.wait(5)
+    assert scheduler.reached.wait(20)
     with generation.paused():
         assert not scheduler.in_step.locked()
         scheduler.version = 1

@@ -16,7 +16,7 @@ from tests.rollout.models import write_engine_model
 
 PROMPTS = prompts_of([5, 6, 7], [1, 2, 3, 4, 5])
 LONG = Sampling(2, 1.0, 1.0, -1, 48)
-TOLERANCE = 2e-5  # of log-probabilities that spread over 30 nats; seen 3e-6
+TOLERANCE = 2e-5  # of log-probabilities; seen 1.3e-5 at most, with weights changed twice as much
 
 
 class Setup:
