@@ -15,6 +15,7 @@ from megarlhf.sync.transports import open_inlet
 from tests.engine import jobs
 
 UPDATES = 2
+_live: list = []  # the inlet of the last stream: an engine's link lasts as long as the engine
 CPU = torch.device("cpu")
 
 
@@ -72,6 +73,7 @@ def receive(info, worker, file):
     model = engine_model(layout, info.wire_dtype)
     landing = Landing(model, layout)
     inlet = open_inlet(info, plan, worker, CPU, landing)
+    _live[:] = [inlet]
     for update in range(UPDATES):
         inlet.begin()
         for bucket in plan:

@@ -96,7 +96,7 @@ def test_every_worker_of_every_engine_gets_the_bytes_it_keeps(
                     expected = truth[piece.tensor][piece.hf.slices]
                     got = values[parameter.name][piece.local.slices]
                     assert torch.equal(got, expected.view(got.shape)), parameter.name
-        assert all(one.error is None for on_rank in sent for one in on_rank[update].values())
+        assert [e for on_rank in sent for one in on_rank[update].values() if (e := one.error)] == []
         assert kept == sum(one.nbytes for on_rank in sent for one in on_rank[update].values())
         if parallel.get("tensor", 1) < world:
             assert all(one.nbytes > 0 for on_rank in sent for one in on_rank[update].values())
