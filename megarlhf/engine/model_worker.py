@@ -4,6 +4,7 @@ Plain classes: Ray runs one in each process, and so could torchrun.
 """
 
 import socket
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-class ModelWorker:
+class ModelWorker(ABC):
     """One rank of a trained model. A subclass says which model, and builds it.
 
     Args:
@@ -47,13 +48,13 @@ class ModelWorker:
         self.topology = Topology.of(self.model.parallel, world)
 
     @staticmethod
+    @abstractmethod
     def describe(config: RLConfig) -> ModelConfig:
         """The model in a run's configuration."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build(self) -> None:
         """Build and load everything, the rank being among the others."""
-        raise NotImplementedError
 
     def free_port(self, host: str) -> int:
         """A free port of this machine's address ``host``."""

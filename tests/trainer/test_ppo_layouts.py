@@ -23,11 +23,11 @@ from megarlhf.config.schema import (
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.engine.actor_worker import ActorWorker
 from megarlhf.engine.critic_worker import CriticWorker
-from megarlhf.engine.launched_group import LaunchedGroup
 from megarlhf.parallel.groups import make_groups
 from megarlhf.trainer.experience import CreditAssignment, as_sequences
 from megarlhf.trainer.trained_models import TrainedModels
 from tests.models.tiny import write_llama
+from tests.trainer.launched_group import LaunchedGroup
 
 ROLLOUTS, LONGEST = 10, 12
 TOLERANCE = 1e-5
