@@ -143,3 +143,33 @@ def test_requests_go_on_with_the_new_weights_and_every_token_has_its_version(set
         assert sample.policy_version == old
         expected = [*by_old[:cut].tolist(), *by_new[cut:].tolist()]
         assert sample.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE)
+
+
+def change_mode(engine, mode):
+    """As if the engine had been built with this ``during_generation``."""
+    engine._generation._mode = mode
+
+
+@pytest.mark.parametrize("mode", ["wait", "abort"])
+def test_requests_end_before_an_update_or_begin_again_after_it(setup, tmp_path, mode):
+    """No response is of two versions; every token's log-probability is its version's."""
+    setup.engine.call(change_mode, mode)
+    try:
+        before, _ = setup.update()
+        old = setup.version
+        running = setup.engine.start("generate", PROMPTS * 4, LONG, list(range(8)))
+        time.sleep(0.1)
+        after, _ = setup.update()
+        samples = [s for group in setup.engine.wait(running) for s in group]
+    finally:
+        setup.engine.call(change_mode, "keep")
+    assert all(len(sample.version_spans) == 1 for sample in samples)
+    if mode == "wait":  # the requests came first, or waited as a whole
+        assert len({sample.policy_version for sample in samples}) == 1
+    truths = {
+        old: setup.true_logprobs(before, samples, tmp_path),
+        setup.version: setup.true_logprobs(after, samples, tmp_path),
+    }
+    for index, sample in enumerate(samples):
+        expected = truths[sample.policy_version][index].tolist()
+        assert sample.rollout_logprobs == pytest.approx(expected, abs=TOLERANCE)
