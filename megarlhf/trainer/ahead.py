@@ -19,7 +19,8 @@ class Ahead:
     """A queue of rollouts, filled at most ``steps`` steps ahead; a context manager.
 
     Rollout n is begun when the engines sample from version n - ``steps`` or a later one. It is trained
-    on by version n, so no token is older than ``steps`` updates, and at most so many rollouts wait behind it.
+    on by version n, so no token is older than ``steps`` updates, and at most so many rollouts wait
+    behind it.
 
     All but the making is for the main thread. What the thread raises interrupts that at once, as
     Ctrl-C does, and is raised where this context ends.

@@ -86,11 +86,17 @@ def test_an_error_interrupts_the_waiting():
 
 
 def test_an_error_lets_a_checkpoint_be_written():
-    written = False
-    with pytest.raises(UserError, match="the function raised"), ahead(failing) as source:
+    saving, written = threading.Event(), False
+
+    def make(number, phase):
+        assert number == 0 or saving.wait(LONG)
+        return failing(number, phase)
+
+    with pytest.raises(UserError, match="the function raised"), ahead(make) as source:
         source.start(0)
         source.take(0)
         with source.undisturbed():
+            saving.set()
             source._thread.join(LONG)
             time.sleep(0.01)
             written = True
@@ -125,17 +131,19 @@ def test_nothing_is_given_up_where_all_is_made():
 
 
 def test_the_main_thread_repairs_when_it_has_trained():
-    repaired_by = []
+    repaired_by, training = [], threading.Event()
 
     def make(number, phase):
         if number == 1:
+            assert training.wait(LONG)
             source.on_main_thread(lambda: repaired_by.append(threading.current_thread()))
         return rollout(number)
 
     with ahead(make) as source:
         source.start(0)
         source.take(0)
-        time.sleep(0.02)  # it trains
+        training.set()
+        time.sleep(0.02)
         assert repaired_by == []
         source.has_weights(1)
         source.take(1)
