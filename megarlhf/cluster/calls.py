@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from megarlhf.cluster.processes import ProcessGone, Recipe
+from megarlhf.cluster.processes import ProcessGone, Recipe, RemoteTraceback
+
+READ_S = 5.0  # for what a process that is gone has left on its line
 
 
 @dataclass(frozen=True)
@@ -18,10 +20,6 @@ class Shared:
     """An argument that is pickled once, for calls of several processes."""
 
     data: bytes
-
-
-class RemoteTraceback(Exception):
-    """The cause of an error that a call raised: its text is the traceback over there."""
 
 
 class Line:
@@ -81,7 +79,7 @@ class Handle:
     def lose(self, why: str) -> None:
         """The process is gone: calls that it has not answered fail, and so do later ones."""
         if self._reader is not None:
-            self._reader.join()  # what it answered before counts
+            self._reader.join(READ_S)  # what it answered before counts
         with self._lock:
             self._gone = why
             waiting, self._waiting = self._waiting, {}
@@ -126,7 +124,7 @@ class _Method:
 
 
 def _raised(error: Exception, text: str) -> Exception:
-    error.__cause__ = RemoteTraceback("\n" + text)
+    error.__cause__ = RemoteTraceback(text)
     return error
 
 

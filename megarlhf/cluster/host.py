@@ -73,6 +73,8 @@ class Host:
     def _watch(self, number: int, name: str, process: subprocess.Popen) -> None:
         code = process.wait()
         if number in self._processes:
+            with contextlib.suppress(ProcessLookupError):  # what it started, too
+                os.killpg(process.pid, signal.SIGKILL)
             how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
             self._ended(number, f"process {process.pid} ({name}) ended unexpectedly: {how}")
 

@@ -108,6 +108,8 @@ class LaunchedProcesses:
         self.placement = placement
         try:
             with explained():
+                if self.on_gpu:
+                    placement.devices_of_engine(0, self.world)  # they fit
                 self._keepers.wait(placement.start_timeout_s)
                 yield self
         finally:

@@ -18,6 +18,13 @@ class ProcessGone(Exception):
     """A process ended, or did not come up; the text says which, in a sentence without a full stop."""
 
 
+class RemoteTraceback(Exception):
+    """The cause of an error that a call raised: its text is the traceback over there."""
+
+    def __str__(self) -> str:
+        return "\n" + super().__str__()
+
+
 class NoAnswer(Exception):
     """A process did not answer in time."""
 

@@ -12,7 +12,7 @@ import ray
 from megarlhf.cluster import ray_errors
 from megarlhf.cluster.failures import explained
 from megarlhf.cluster.placement import Gang, Placement
-from megarlhf.cluster.processes import QUIET, ProcessGone, Recipe
+from megarlhf.cluster.processes import QUIET, ProcessGone, Recipe, RemoteTraceback
 from megarlhf.cluster.ray_bundles import Bundles
 
 # With whole devices of others: Ray must not hide them.
@@ -65,6 +65,8 @@ class RayProcesses:
     def __init__(self, placement: Placement) -> None:
         self.placement = placement
         self.on_gpu = ray.cluster_resources().get("GPU", 0) > 0
+        if self.on_gpu and (gang := placement.host_of_engines):
+            placement.devices_of_engine(0, gang.ranks)  # they fit
         self._bundles = Bundles(placement, on_gpu=self.on_gpu)
         self._holders: dict[tuple[Gang, int], Any] = {}  # the first process on each device
 
@@ -136,7 +138,7 @@ class RayProcesses:
         try:
             return ray.get(reference)
         except ray.exceptions.RayTaskError as error:
-            raise ray_errors.raised_there(error) from error
+            raise ray_errors.raised_there(error) from RemoteTraceback(str(error))
         except ray_errors.GONE as error:
             raise ProcessGone(ray_errors.what_happened(error)) from error
 

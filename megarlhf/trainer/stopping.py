@@ -4,7 +4,6 @@ import signal
 import time
 from types import FrameType, TracebackType
 
-
 ECHO_S = 1.0  # in which torchrun passes on to its ranks what a terminal has sent to them already
 
 

@@ -15,7 +15,9 @@ KILLED = ActorDiedError(
 
 
 def task_error(cause: Exception) -> RayTaskError:
-    return RayTaskError("train", "Traceback ...", cause).as_instanceof_cause()
+    return RayTaskError(
+        "train", "Traceback (most recent call last):\n  File ...", cause
+    ).as_instanceof_cause()
 
 
 @pytest.fixture
@@ -60,7 +62,7 @@ def test_what_a_process_raised_goes_through(processes, cause):
     with pytest.raises(type(cause)) as caught, failures.explained():
         failures.wait_for_all([task_error(cause)], processes)
     assert caught.value is cause
-    assert "Traceback ..." in str(caught.value.__cause__)  # of the process that raised it
+    assert "Traceback (most" in str(caught.value.__cause__)  # of the process that raised it
 
 
 def test_a_killed_peer_is_the_culprit(processes):

@@ -19,9 +19,7 @@ def handlers():
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_first_signal_asks_and_the_second_stops(
-    capsys, handlers, monkeypatch, first, second
-):
+def test_the_first_signal_asks_and_the_second_stops(capsys, handlers, monkeypatch, first, second):
     monkeypatch.setattr(stopping, "ECHO_S", 0.0)
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         assert not stop
