@@ -75,7 +75,8 @@ class RayProcesses:
         gang = self.placement.gang_of(role)
         where = self._bundles.strategy(gang, rank)
         if role == gang.roles[0].name:
-            own = {"num_gpus": 1} if self.on_gpu else {"num_cpus": self.placement.cpus_per_rank}
+            cpus = 0 if self.on_gpu else self.placement.cpus_per_rank
+            own = {"num_gpus": int(self.on_gpu), "num_cpus": cpus}
             handle = self._start(recipe, {**own, "scheduling_strategy": where})
             self._holders[gang, rank] = handle
             return handle

@@ -62,7 +62,7 @@ def test_what_a_process_raised_goes_through(processes, cause):
     with pytest.raises(type(cause)) as caught, failures.explained():
         failures.wait_for_all([task_error(cause)], processes)
     assert caught.value is cause
-    assert "Traceback (most" in str(caught.value.__cause__)  # of the process that raised it
+    assert "File ..." in str(caught.value.__cause__)  # of the process that raised it
 
 
 def test_a_killed_peer_is_the_culprit(processes):

@@ -20,13 +20,17 @@ from megarlhf.config.schema import (
 from megarlhf.errors import UserError
 
 CLUSTER = ClusterConfig(
-    actor_ranks=4, critic_ranks=4, actor_nodes=2, colocate=("actor+critic",), start_timeout_s=60
+    actor_ranks=4, critic_ranks=2, actor_nodes=2, colocate=("actor+critic",), start_timeout_s=60
 )
 CONFIG = RLConfig(
     model=ModelConfig(parallel=ParallelConfig(tensor=2)),
     rollout=RolloutConfig(engines=2, tensor_parallel=2, placement="colocated"),
     cluster=CLUSTER,
 )
+
+
+# Loopback, but not 127.0.0.1, which Ray takes for the address of another interface.
+LOOPBACK = "127.0.0.2"
 
 
 class Place:
@@ -43,7 +47,7 @@ class Place:
 def two_nodes():
     from ray.cluster_utils import Cluster
 
-    nodes = {"num_cpus": 1, "num_gpus": 4, "node_ip_address": "127.0.0.1"}
+    nodes = {"num_cpus": 1, "num_gpus": 4, "node_ip_address": LOOPBACK}
     cluster = Cluster(initialize_head=True, head_node_args={**nodes, "include_dashboard": False})
     cluster.add_node(**nodes)
     before = os.environ.get("RAY_ADDRESS")
@@ -71,7 +75,7 @@ def test_ranks_and_engines_are_where_they_should(two_nodes):
         assert nodes[0] == nodes[1] != nodes[2] == nodes[3]
         assert all(len(gpus) == 1 for _, gpus in actors)
         assert len({(node, *gpus) for node, gpus in actors}) == 4
-        assert where(processes, critic.members) == actors
+        assert where(processes, critic.members) == actors[:2]
         for number, (node, gpus) in enumerate(where(processes, engines)):
             mine = actors[2 * number : 2 * number + 2]
             assert [(node, [gpu]) for gpu in gpus] == mine
