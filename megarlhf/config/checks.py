@@ -17,6 +17,7 @@ from megarlhf.config.layout_checks import (
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
+from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.ranges import check_ranges, check_required
 from megarlhf.config.reward_checks import check_reward, models_by_name
 from megarlhf.config.schema import OfflineConfig, ParallelConfig, RLConfig
@@ -42,6 +43,11 @@ def check_rl(config: RLConfig) -> None:
     check_engine_heads(config, model)
     check_sequence_length(rollout_lengths(config), model)
     check_rollout_shares(config, config.model.parallel, ranks)
+    check_placement(config)
+    if config.cluster.reference_ranks is not None:
+        ranks, parallel = config.cluster.reference_ranks, config.reference.parallel
+        check_parallel(parallel, model, ranks, "cluster.reference_ranks", "reference.parallel")
+        check_rollout_shares(config, parallel, ranks)
 
 
 def check_critic(config: RLConfig) -> None:

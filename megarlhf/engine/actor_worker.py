@@ -30,7 +30,8 @@ class ActorWorker(ModelWorker):
         """Build and load the actor and the reference."""
         spec = ModelSpec.read(self.model.path)
         self.engine = self.new_engine(spec, optimizer=self.config.optimizer)
-        wants_reference = self.config.algorithm.kl_coef > 0
+        config = self.config
+        wants_reference = config.algorithm.kl_coef > 0 and config.cluster.reference_ranks is None
         self.reference = self.new_engine(spec) if wants_reference else None
 
     def reference_logprobs(
@@ -83,10 +84,10 @@ class ActorWorker(ModelWorker):
         """Give back memory: see `ModelEngine.offload`; the reference's weights go with the actor's."""
         if "weights" in parts and self.reference is not None:
             self.reference.offload("weights")
-        return self.engine.offload(*parts)
+        return super().offload(*parts)
 
     def reload(self) -> None:
         """Undo every `offload`."""
-        self.engine.reload()
+        super().reload()
         if self.reference is not None:
             self.reference.reload()

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import placement_of
+from megarlhf.cluster.processes import Opener
 from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
@@ -22,7 +24,7 @@ from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
 from megarlhf.trainer.sources import rollouts_of
-from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
+from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
 
 
 class RLRun:
@@ -32,13 +34,17 @@ class RLRun:
         config: The configuration.
         inputs: What was read before.
         directory: The claimed output directory.
+        processes: Who keeps the processes.
 
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
     """
 
-    def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
+    def __init__(
+        self, config: RLConfig, inputs: RLInputs, directory: RunDirectory, processes: Opener
+    ) -> None:
+        self._open_processes = processes
         self.config, self.inputs, self.directory = config, inputs, directory
         self.step = 0
         self._worst_gap = 0.0
@@ -62,26 +68,24 @@ class RLRun:
             total_steps=self.inputs.total_steps,
             done_steps=self.step,
         )
-        cluster, rollout = self.config.cluster, self.config.rollout
-        ranks = cluster.actor_ranks + critic_ranks(self.config, self.inputs.algorithm)
-        ranks += len(self.config.reward.models) * cluster.reward_ranks
-        cpus = ranks * cluster.cpus_per_rank
-        cpus += rollout.engines * rollout.tensor_parallel
+        config, algorithm = self.config, self.inputs.algorithm
+        placement = placement_of(config, kinds_of_models(config, algorithm))
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
-            self._exit.enter_context(ray_cluster(math.ceil(cpus)))
+            processes = self._exit.enter_context(self._open_processes(placement))
             note = self.log.progress.note
-            self.engines = EngineGroup(self.config, engine_settings(self.config), note)
-            self.models = TrainedModels.on_ray(
-                self.config, self.inputs.algorithm, self.inputs.total_steps
-            )
+            groups = ModelGroups(config, processes)
+            self.models = TrainedModels.placed(config, algorithm, self.inputs.total_steps, groups)
+            self.engines = EngineGroup(config, engine_settings(config), processes, note)
             self.models.start(None if checkpoint is None else checkpoint.directory)
-            start_reward_models(self.config, self.inputs.reward)
+            start_reward_models(config, self.inputs.reward, groups)
             self.engines.start()
             self.engines.connect(self.models.actor)
-            self.turns = turns_of(self.config, self.models.actor, self.engines, note)
+            self.turns = turns_of(
+                config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
+            )
             self._rollouts = self._exit.enter_context(
-                rollouts_of(self.config, self.inputs, self.engines, self.turns, self.phase, note)
+                rollouts_of(config, self.inputs, self.engines, self.turns, self.phase, note)
             )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self

@@ -27,9 +27,13 @@ _LAYOUT = (
 _MAY_CHANGE = (
     *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
-    *(f"{model}.parallel.{key}" for model in ("model", "critic", "teacher") for key in _LAYOUT),
+    *(
+        f"{model}.parallel.{key}"
+        for model in ("model", "critic", "reference", "teacher")
+        for key in _LAYOUT
+    ),
     *("model.recompute", "critic.recompute", "critic.export"),
-    *("rollout.engines", "rollout.tensor_parallel"),
+    *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
     *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
 )
