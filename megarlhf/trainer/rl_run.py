@@ -19,7 +19,9 @@ from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.engine_settings import engine_settings
+from megarlhf.trainer.evaluation import Evaluation
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
@@ -46,6 +48,8 @@ class RLRun:
         self._rounds = self._dropped = 0  # of sampling, and prompts dropped, in this step
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
+        best = directory.best()
+        self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._tally = Tally()
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
@@ -56,7 +60,6 @@ class RLRun:
             top_k=config.rollout.top_k,
             max_new_tokens=config.rollout.max_new_tokens,
         )
-        self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -83,13 +86,20 @@ class RLRun:
             note = self.log.progress.note
             self.engines = EngineGroup(self.config, engine_settings(self.config), note)
             self.models = TrainedModels.on_ray(
-                self.config, self.inputs.algorithm, self.inputs.total_steps
+                self.config, self.inputs.algorithm, self.inputs.total_steps, self.inputs.ptx, note
             )
             self.models.start(None if checkpoint is None else checkpoint.directory)
             start_reward_models(self.config, self.inputs.reward)
             self.engines.start()
             self.engines.connect(self.models.actor)
             self.turns = turns_of(self.config, self.models.actor, self.engines, note)
+            self.evaluation = Evaluation(
+                self.config,
+                self.inputs.eval_sets,
+                self._generate,
+                self.inputs.reward,
+                self.log.evaluation,
+            )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -108,9 +118,10 @@ class RLRun:
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
         self.turns.update(self.step)
-        if self.step == 0 and self.inputs.eval_prompts:
-            self._accuracy_before = self._evaluate()
-            self.log.point(0, {"eval_accuracy": self._accuracy_before})
+        if self.step == 0 and self.evaluation:
+            metrics = self.evaluation.run(0)
+            self._accuracy_before = next(iter(metrics.values()))
+            self.log.point(0, metrics)
             self.log.progress.note(f"held-out accuracy before: {self._accuracy_before:.1%}")
 
     def phase(self, name: str) -> AbstractContextManager[None]:
@@ -122,16 +133,14 @@ class RLRun:
         again = f"-{self._rounds}" if self._rounds else ""
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
-        self.turns.sample()
-        return self.engines.generate(
-            prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
-        )
+        return self._generate(prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts])
 
     def score(self, groups: Sequence[Sequence[Sample]]) -> None:
         """Set every sample's reward; those that could not be scored keep none and are counted."""
         self._tally.add(self.inputs.reward.score([sample for group in groups for sample in group]))
         rollout = self.config.rollout
         self._tally.check(rollout.prompts_per_step * rollout.samples_per_prompt)
+        self.inputs.stream.observe(groups)
 
     def worth_training(self, groups: list[list[Sample]]) -> list[list[Sample]]:
         """All scored groups; with dynamic filtering those with a signal, while there are refills."""
@@ -150,14 +159,16 @@ class RLRun:
     def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Train the actor and the critic on a rollout."""
         metrics = self.models.update(sequences, self.step, self.credit.kl.value)
-        self._check_finite(metrics)
+        self._has_learned = "loss" in metrics  # not while only the critic does, or all was skipped
         if "kl" in metrics:
             self._check_gap(metrics["logprob_gap"])
             self.credit.kl.update(metrics["kl"], len(sequences))
         return metrics | experience.largest_gap(sequences)
 
     def update_engines(self) -> dict[str, float]:
-        """Stream the new weights into every engine."""
+        """Stream the new weights, if they are, into every engine."""
+        if not self._has_learned:
+            return {}
         sent = self.turns.update(self.step + 1)
         return {"stream_bytes": float(sent)}
 
@@ -170,12 +181,14 @@ class RLRun:
         metrics = {**experience.rollout_metrics(groups), **self._tally.metrics(), **metrics}
         self._tally = Tally()
         train = self.config.train
-        if self.inputs.eval_prompts and train.eval_every and self.step % train.eval_every == 0:
+        is_best = False
+        if self.evaluation and train.eval_every and self.step % train.eval_every == 0:
             with self.phase("evaluate"):
-                metrics["eval_accuracy"] = self._evaluate()
-        if train.save_every and self.step % train.save_every == 0:
+                metrics |= self.evaluation.run(self.step)
+            is_best = self._best.beaten_by(metrics)
+        if is_best or (train.save_every and self.step % train.save_every == 0):
             with self.phase("save"):
-                self._save()
+                self._save(is_best=is_best)
         self.log.rollouts(self.step, groups)
         self.log.step(self.step, metrics)
 
@@ -189,17 +202,23 @@ class RLRun:
                 f"stopped after step {self.step}; the same command goes on from there"
             )
             return {"interrupted": True, "steps": self.step}
-        accuracy = None
-        if self.inputs.eval_prompts:
+        metrics = {}
+        if self.evaluation:
             with self.log.progress.phase("evaluate", setup=True):
-                accuracy = self._evaluate()
-            self.log.point(self.step, {"eval_accuracy": accuracy})
+                metrics = self.evaluation.run(self.step)
+            self.log.point(self.step, metrics)
+            if self._best.beaten_by(metrics):
+                self.directory.mark_best(self.step, self._best.record)
         with self.log.progress.phase("export", setup=True):
             self.turns.train()
             model = self.models.export(self.directory.path)
+            best = self.directory.best()
+            if best is not None and self.config.output.export_best:
+                self.models.export_from(best[0], self.directory.path / "best")
         summary = {
             "accuracy_before": self._accuracy_before,
-            "accuracy_after": accuracy,
+            "accuracy_after": next(iter(metrics.values()), None),
+            **({} if best is None else {"best_step": best[1]["step"], "best": best[1]["value"]}),
             "steps": self.step,
             "rollout_logprob_gap": self._worst_gap,
             "seconds": {name: round(s, 2) for name, s in self.log.progress.totals().items()},
@@ -209,24 +228,11 @@ class RLRun:
 
     # -- how ----------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> float:
-        """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
-        prompts = self.inputs.eval_prompts
+    def _generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
         self.turns.sample()
-        groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
-        self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
-        self.log.evaluation(self.step, groups)
-        rewards = [group[0].reward for group in groups if group[0].reward is not None]
-        return sum(rewards) / len(rewards)
-
-    def _check_finite(self, metrics: dict[str, float]) -> None:
-        suspects = ("loss", "grad_norm", "critic_loss", "critic_grad_norm")
-        broken = [name for name in suspects if not math.isfinite(metrics.get(name, 0.0))]
-        if broken:
-            raise UserError(
-                f"{' and '.join(broken)} of step {self.step + 1} is not a finite number",
-                fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
-            )
+        return self.engines.generate(prompts, sampling, seeds)
 
     def _check_gap(self, gap: float) -> None:
         limit = self.config.algorithm.max_logprob_gap
@@ -238,7 +244,7 @@ class RLRun:
                 fix="check dtype and versions on both sides, or raise the limit",
             )
 
-    def _save(self) -> None:
+    def _save(self, *, is_best: bool = False) -> None:
         self.turns.train()
         directory = self.directory.begin_checkpoint(self.step)
         self.models.save(directory)
@@ -254,6 +260,8 @@ class RLRun:
             },
         )
         self._saved_step = self.step
+        if is_best:
+            self.directory.mark_best(self.step, self._best.record)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.inputs.stream.load_state_dict(state["stream"])

@@ -24,6 +24,12 @@ from megarlhf.config.schema.data import (
     SupervisedDataConfig,
     UnpairedDataConfig,
 )
+from megarlhf.config.schema.learning import (
+    EMAConfig,
+    EvaluationConfig,
+    PretrainingDataConfig,
+    PtxConfig,
+)
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -55,6 +61,8 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DistillationLossConfig",
+    "EMAConfig",
+    "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
     "ModelConfig",
@@ -65,7 +73,9 @@ __all__ = [
     "ParallelConfig",
     "PreferenceDataConfig",
     "PreferenceLossConfig",
+    "PretrainingDataConfig",
     "PromptDataConfig",
+    "PtxConfig",
     "RLConfig",
     "RMConfig",
     "RewardConfig",

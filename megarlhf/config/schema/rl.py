@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig
 from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
 from megarlhf.config.schema.data import PromptDataConfig
+from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
@@ -33,6 +34,9 @@ class RLConfig:
     stream: StreamConfig = field(default_factory=StreamConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
