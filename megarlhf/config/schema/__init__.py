@@ -25,6 +25,12 @@ from megarlhf.config.schema.data import (
     SupervisedDataConfig,
     UnpairedDataConfig,
 )
+from megarlhf.config.schema.learning import (
+    EMAConfig,
+    EvaluationConfig,
+    PretrainingDataConfig,
+    PtxConfig,
+)
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -56,6 +62,8 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DistillationLossConfig",
+    "EMAConfig",
+    "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
     "ModelConfig",
@@ -66,7 +74,9 @@ __all__ = [
     "ParallelConfig",
     "PreferenceDataConfig",
     "PreferenceLossConfig",
+    "PretrainingDataConfig",
     "PromptDataConfig",
+    "PtxConfig",
     "RLConfig",
     "RMConfig",
     "ReferenceConfig",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig, ReferenceConfig
 from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
 from megarlhf.config.schema.data import PromptDataConfig
+from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
@@ -43,6 +44,9 @@ class RLConfig:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
