@@ -13,6 +13,7 @@ from megarlhf.agents.requests import Reader, Request, answer_body, chat_choice, 
 from megarlhf.agents.session import Refused, Session
 from megarlhf.agents.tokens import Tokens
 from megarlhf.data.records import Sample
+from megarlhf.data.templates import InputTemplate
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 
@@ -26,14 +27,14 @@ class Endpoint:
 
     Args:
         tokens: The tokenizer.
-        chat_template: In place of the tokenizer's own, if given.
+        template: The chat template; None: there is none.
 
     Attributes:
         url: What programs take as the base URL, once it is started.
     """
 
-    def __init__(self, tokens: Tokens, chat_template: str | None) -> None:
-        self._tokens, self._reader = tokens, Reader(tokens, chat_template)
+    def __init__(self, tokens: Tokens, template: InputTemplate | None) -> None:
+        self._tokens, self._reader = tokens, Reader(template)
         self._sessions: dict[str, tuple[Session, Sampling]] = {}
         self._count = itertools.count(1)
 

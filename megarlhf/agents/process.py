@@ -54,7 +54,9 @@ class AgentProcess:
             async with asyncio.timeout(LOAD_TIMEOUT_S):
                 error = await self._loaded
         except TimeoutError:
-            error = UserError(f"the file did not load within {LOAD_TIMEOUT_S:g} s", where=self._path)
+            error = UserError(
+                f"the file did not load within {LOAD_TIMEOUT_S:g} s", where=self._path
+            )
         except asyncio.CancelledError:
             self.kill()
             raise
@@ -75,9 +77,7 @@ class AgentProcess:
         began = time.monotonic()
         try:
             with contextlib.suppress(OSError):  # a process that is gone: `_lost` says so
-                await self._loop.run_in_executor(
-                    self._sending, self._process.connection.send, call
-                )
+                await self._loop.run_in_executor(self._sending, self._process.connection.send, call)
             async with asyncio.timeout(self._timeout_s + 2 * (GRACE_S + BEAT_S)):
                 found = await answer
         except TimeoutError:

@@ -78,7 +78,9 @@ class CommandLine:
         last = next((line for line in reversed(lines) if line.strip()), "")
         with contextlib.suppress(ValueError):
             return read_verdict(json.loads(last), "the command")
-        raise AgentFailed(f"the command's last line is no reward: {last!r:.200}", _shown(complaints))
+        raise AgentFailed(
+            f"the command's last line is no reward: {last!r:.200}", _shown(complaints)
+        )
 
 
 @dataclass(frozen=True)

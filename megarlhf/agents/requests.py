@@ -9,6 +9,8 @@ from typing import Any
 from megarlhf.agents.session import Refused
 from megarlhf.agents.tokens import Tokens
 from megarlhf.data.records import Sample
+from megarlhf.data.templates import InputTemplate
+from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 
 # What would change an answer in a way that is not offered, with the values that change nothing.
@@ -53,12 +55,11 @@ class Reader:
     """Reads requests.
 
     Args:
-        tokens: The tokenizer.
-        chat_template: In place of the tokenizer's own, if given.
+        template: The chat template; None: there is none.
     """
 
-    def __init__(self, tokens: Tokens, chat_template: str | None) -> None:
-        self._tokens, self._chat_template = tokens, chat_template
+    def __init__(self, template: InputTemplate | None) -> None:
+        self._template = template
 
     def chat(self, body: bytes, sampling: Sampling) -> Request:
         """Of ``/v1/chat/completions``.
@@ -67,15 +68,13 @@ class Reader:
             Refused: It is not understood, or asks for what is not offered.
         """
         fields = _fields(body)
-        own = {} if self._chat_template is None else {"chat_template": self._chat_template}
+        if self._template is None:
+            raise Refused("the tokenizer has no chat template: use /v1/completions")
+        messages = _messages(fields.get("messages"))
         try:
-            text = self._tokens.tokenizer.apply_chat_template(
-                _messages(fields.get("messages")), tokenize=False, add_generation_prompt=True, **own
-            )
-        except Refused:
-            raise
-        except Exception as error:  # jinja2's, and whatever a template raises
-            raise Refused(f"the chat template refuses the messages: {error}") from None
+            text = self._template.render_chat(messages, "messages", open_turn=True)
+        except UserError as error:
+            raise Refused(error.what) from None
         return _request(fields, text, False, sampling, bool(fields.get("logprobs")))
 
     def text(self, body: bytes, sampling: Sampling) -> Request:

@@ -90,8 +90,10 @@ def _verdict(fields: Mapping[str, Any], subject: str) -> Verdict:
     }
     try:
         read = read_returned(batch, 1, subject)
-    except (CallFailed, ValueError, RuntimeError) as error:  # `item` of several numbers
-        raise AgentFailed(str(error) if isinstance(error, CallFailed) else f"{subject}: {error}") from None
+    except CallFailed as failure:
+        raise AgentFailed(failure.reason) from None
+    except (ValueError, RuntimeError) as error:  # `item` of several numbers
+        raise AgentFailed(f"{subject}: {error}") from None
     (reward,), (score,) = read.rewards, read.scores
     assert reward is not None and score is not None
     return Verdict(reward, score, read.logs)

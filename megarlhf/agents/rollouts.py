@@ -105,17 +105,13 @@ class AgentRollouts:
             self._episode(
                 running,
                 prompt,
-                Asking(
-                    self._sampler, sampling, seed + nth, number, self._config.max_turn_tokens
-                ),
+                Asking(self._sampler, sampling, seed + nth, number, self._config.max_turn_tokens),
             )
             for number, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
             for nth in range(sampling.samples)
         )
 
-    async def _episode(
-        self, running: asyncio.Semaphore, prompt: Prompt, asking: Asking
-    ) -> Sample:
+    async def _episode(self, running: asyncio.Semaphore, prompt: Prompt, asking: Asking) -> Sample:
         """Begun again from its prompt where a call fails, and by itself where another's may have."""
         failures, again, alone = 0, 0, False
         async with running:

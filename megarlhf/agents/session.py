@@ -72,7 +72,9 @@ class Session:
             Refused: A limit is reached.
         """
         if self._begun >= self._max_turns:
-            raise Refused(f"this is completion {self._begun + 1}: agent.max_turns={self._max_turns}")
+            raise Refused(
+                f"this is completion {self._begun + 1}: agent.max_turns={self._max_turns}"
+            )
         ids = self._ids(prompt, special) if isinstance(prompt, str) else self._tokens.of(prompt)
         room = self._max_length - len(ids)
         if room < 1 or not ids:

@@ -9,7 +9,8 @@ from megarlhf.agents.rollouts import AgentRollouts
 from megarlhf.agents.sampling import TurnSampler
 from megarlhf.agents.tokens import Tokens
 from megarlhf.agents.user_agent import load_agent, load_program
-from megarlhf.config.schema import RLConfig
+from megarlhf.config.schema import PromptDataConfig, RLConfig
+from megarlhf.data.templates import InputTemplate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,13 +59,15 @@ def _program_rollouts(config: RLConfig, tokens: Tokens, sampler: TurnSampler) ->
     from megarlhf.agents.program import CommandLine, Function, Program
 
     agent, data = config.agent, config.data
-    endpoint = Endpoint(tokens, data.tokenizer_chat_template)
+    endpoint = Endpoint(tokens, _template(data, tokens))
+    pool: list[AgentPool] = []
     if agent.program is not None:
-        where, pool = agent.program, [AgentPool("program", agent.program, agent.workers, agent.timeout_s)]
+        where = agent.program
+        pool = [AgentPool("program", agent.program, agent.workers, agent.timeout_s)]
         runner = Function(pool[0])
     else:
         assert agent.command is not None
-        where, pool = agent.command, []
+        where = agent.command
         runner = CommandLine(tuple(shlex.split(agent.command)), agent.timeout_s)
     player = Program(
         runner,
@@ -74,3 +77,11 @@ def _program_rollouts(config: RLConfig, tokens: Tokens, sampler: TurnSampler) ->
         max_length=data.max_prompt_tokens + config.rollout.max_new_tokens,
     )
     return AgentRollouts(agent, where, player, sampler, [endpoint, *pool])
+
+
+def _template(data: PromptDataConfig, tokens: Tokens) -> InputTemplate | None:
+    if not (data.tokenizer_chat_template or tokens.tokenizer.chat_template):
+        return None
+    return InputTemplate(
+        tokens.tokenizer, apply_chat_template=True, chat_template=data.tokenizer_chat_template
+    )

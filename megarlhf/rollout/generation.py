@@ -34,6 +34,7 @@ class Generation:
         self._open: dict[str, tuple[Any, Any]] = {}
         self._finished: dict[str, Any] = {}
         self._renamed: dict[str, str] = {}
+        self._begun: dict[str, Any] = {}  # not collected yet: their keys
 
     def run(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """vLLM's outputs, in order."""
@@ -54,6 +55,29 @@ class Generation:
                 self._running -= 1
                 self._state.notify_all()
 
+    def begin(self, requests: Sequence[tuple[Any, Any, Any]]) -> None:
+        """Add requests, which `collect` gives back; each with its parameters and a key."""
+        with self._between_steps():
+            self._state.wait_for(lambda: not self._updates)
+            for request, params, key in requests:
+                self._begun[self._add(request, params)] = key
+
+    def collect(self) -> list[tuple[Any, Any]]:
+        """Key and output of begun requests, as soon as some are finished; none where none is open.
+
+        An update that waits for requests waits for all that are begun: it has to be called until
+        they are back.
+        """
+        while True:
+            with self._state:
+                self._state.wait_for(self._may_step)
+                self._begun = {self._current(name): key for name, key in self._begun.items()}
+                done = [name for name in self._begun if name in self._finished]
+                if done or not self._begun:
+                    self._state.notify_all()
+                    return [(self._begun.pop(name), self._finished.pop(name)) for name in done]
+                self._step()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is computed meanwhile; afterwards nothing that was cached counts."""
@@ -62,7 +86,7 @@ class Generation:
         with self._between_steps():
             try:
                 if self._mode == "wait":
-                    self._state.wait_for(lambda: not self._running)
+                    self._state.wait_for(lambda: not self._running and not self._begun)
                 elif self._mode == "abort":
                     self._engine.abort_request(list(self._open))
                 yield

@@ -33,7 +33,7 @@ def train(config: RLConfig) -> dict[str, Any]:
                     with run.phase("reward"):
                         run.score(sampled)
                     groups += run.worth_training(sampled)  # all, or those with a signal
-                sequences = as_sequences(groups)
+                sequences = as_sequences(groups, run.sequences_in)
                 with run.phase("predict"):
                     run.add_predictions(sequences)
                 run.credit.assign(groups, sequences)

@@ -19,12 +19,14 @@ from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.agent_sampling import sampler_of
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
 from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
+from megarlhf.trainer.updates import sequences_in
 
 
 class RLRun:
@@ -38,6 +40,7 @@ class RLRun:
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
+        sequences_in: See `updates.sequences_in`.
     """
 
     def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
@@ -57,6 +60,7 @@ class RLRun:
             max_new_tokens=config.rollout.max_new_tokens,
         )
         self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
+        self.sequences_in = sequences_in(config, critic_ranks(config, inputs.algorithm))
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -90,6 +94,11 @@ class RLRun:
             self.engines.start()
             self.engines.connect(self.models.actor)
             self.turns = turns_of(self.config, self.models.actor, self.engines, note)
+            self._sampler = self._exit.enter_context(
+                sampler_of(
+                    self.config, self.inputs.tokenizer, self.inputs.spec.vocab_size, self.engines
+                )
+            )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -123,7 +132,7 @@ class RLRun:
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
         self.turns.sample()
-        return self.engines.generate(
+        return self._sampler.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
 
@@ -213,7 +222,7 @@ class RLRun:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
         prompts = self.inputs.eval_prompts
         self.turns.sample()
-        groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
+        groups = self._sampler.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
         rewards = [group[0].reward for group in groups if group[0].reward is not None]

@@ -1,10 +1,12 @@
 """The optimizer steps that a rollout gives a model on its ranks."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from megarlhf.algo.minibatches import minibatches
 from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.layout_checks import dealt_in
 from megarlhf.config.schema import OptimizerConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.loss import TokenLoss
@@ -57,3 +59,16 @@ class RolloutUpdates:
         """The metrics' means over the steps."""
         results = [self._group.results(step)[0] for step in started]
         return {name: sum(r[name] for r in results) / len(results) for name in results[0]}
+
+
+def sequences_in(config: RLConfig, critic_ranks: int) -> int:
+    """A rollout of a multiple of so many sequences can be cut into updates and dealt to the ranks.
+
+    Args:
+        config: The run's configuration.
+        critic_ranks: Of the critic; 0 without one.
+    """
+    dealt = [dealt_in(config.model.parallel, config.cluster.actor_ranks)]
+    if critic_ranks:
+        dealt.append(dealt_in(config.critic.parallel, critic_ranks))
+    return math.lcm(*dealt) * config.algorithm.updates_per_rollout
