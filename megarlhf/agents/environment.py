@@ -37,7 +37,7 @@ class Environment:
         async with self.pool.place(alone=alone) as place:
             transcript = Transcript(await self._begin(place, prompt))
             try:
-                sample = await self._turns(place, transcript, asking)
+                sample = await self._turns(place, transcript, asking, prompt)
                 await place.call("close")
             except AgentFailed as failure:
                 raise _shown(failure, transcript, self.tokens) from failure
@@ -55,7 +55,9 @@ class Environment:
             )
         return begun
 
-    async def _turns(self, place: Place, transcript: Transcript, asking: Asking) -> Sample:
+    async def _turns(
+        self, place: Place, transcript: Transcript, asking: Asking, prompt: Prompt
+    ) -> Sample:
         limit, steps = asking.sampling.max_new_tokens, list[Step]()
         while True:
             turn = len(steps) + 1
@@ -67,6 +69,8 @@ class Environment:
                 answer.finish_reason,
                 turn,
                 limit - len(transcript),
+                prompt.text,
+                prompt.label,
             )
             steps.append(await place.call("step", action))
             if steps[-1].done or turn == self.max_turns:

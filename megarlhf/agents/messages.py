@@ -16,6 +16,8 @@ class Action:
         finish_reason: ``"stop"``, or ``"length"`` where it was cut at a limit.
         turn: Its number, from 1.
         tokens_left: How many the response may still grow by, observations included.
+        prompt: The data's.
+        label: What the data holds under ``data.label_key``.
     """
 
     text: str
@@ -23,6 +25,8 @@ class Action:
     finish_reason: str
     turn: int
     tokens_left: int
+    prompt: str
+    label: Any
 
 
 @dataclass(frozen=True)

@@ -81,9 +81,11 @@ class AgentProcess:
             async with asyncio.timeout(self._timeout_s + 2 * (GRACE_S + BEAT_S)):
                 found = await answer
         except TimeoutError:
+            innocent = self.episodes > 1  # nobody knows which of them holds it up
             self.kill()
             seconds = time.monotonic() - began
-            raise AgentFailed(f"its process did not answer within {seconds:.0f} s") from None
+            reason = f"its process did not answer within {seconds:.0f} s"
+            raise AgentFailed(reason, innocent=innocent) from None
         finally:
             self._waiting.pop(call.episode, None)
         if found.stuck:

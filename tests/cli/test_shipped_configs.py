@@ -38,5 +38,6 @@ def test_a_configuration_is_sound_in_itself(file):
 
 
 @files(".py")
-def test_a_reward_is_callable(file):
-    load_reward_function(str(file))
+def test_a_reward_or_an_agent_is_callable(file):
+    load = load_agent if "agents" in file.parts else load_reward_function
+    load(str(file))
