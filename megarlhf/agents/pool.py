@@ -5,6 +5,7 @@ import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from megarlhf.agents.messages import Call
@@ -35,7 +36,7 @@ class AgentPool:
     """
 
     def __init__(self, kind: str, path: str, workers: int, timeout_s: float) -> None:
-        self._new = lambda: AgentProcess(kind, path, timeout_s)
+        self._new = partial(AgentProcess, kind, path, timeout_s)
         self._workers = workers
         self._processes: list[AgentProcess] = []
         self._all: set[AgentProcess] = set()
@@ -56,7 +57,7 @@ class AgentPool:
         """A place for an episode, in a process of its own if wanted; given back at the end."""
         if alone:
             async with self._alone:
-                process = await self._started()
+                process = await self._started(shared=False)
                 try:
                     async with self._in(process) as place:
                         yield place
@@ -83,8 +84,8 @@ class AgentPool:
                     self._processes[number] = await self._started()
         return min(self._processes, key=lambda process: process.episodes)
 
-    async def _started(self) -> AgentProcess:
-        process = self._new()
+    async def _started(self, *, shared: bool = True) -> AgentProcess:
+        process = self._new(shared=shared)
         self._all.add(process)
         await process.start()
         return process

@@ -24,14 +24,16 @@ class AgentProcess:
         kind: ``agent`` or ``program``.
         path: The file.
         timeout_s: The longest a call may take.
+        shared: Several episodes may be in it: if it is lost, nobody knows which one's doing it was.
 
     Attributes:
         usable: New episodes may begin here.
         episodes: How many there are.
     """
 
-    def __init__(self, kind: str, path: str, timeout_s: float) -> None:
+    def __init__(self, kind: str, path: str, timeout_s: float, *, shared: bool) -> None:
         self._kind, self._path, self._timeout_s = kind, path, timeout_s
+        self._shared = shared
         self.usable, self.episodes = True, 0
         self._alive = True
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
@@ -71,7 +73,7 @@ class AgentProcess:
             AgentFailed: It raised, hung, or took the process with it.
         """
         if not self._alive:
-            raise AgentFailed("its process ended", innocent=self.episodes > 1)
+            raise AgentFailed("its process ended", innocent=self._shared)
         answer: asyncio.Future[Answer] = self._loop.create_future()
         self._waiting[call.episode] = answer
         began = time.monotonic()
@@ -81,11 +83,10 @@ class AgentProcess:
             async with asyncio.timeout(self._timeout_s + 2 * (GRACE_S + BEAT_S)):
                 found = await answer
         except TimeoutError:
-            innocent = self.episodes > 1  # nobody knows which of them holds it up
             self.kill()
             seconds = time.monotonic() - began
             reason = f"its process did not answer within {seconds:.0f} s"
-            raise AgentFailed(reason, innocent=innocent) from None
+            raise AgentFailed(reason, innocent=self._shared) from None
         finally:
             self._waiting.pop(call.episode, None)
         if found.stuck:
@@ -118,9 +119,8 @@ class AgentProcess:
             waiting.set_result(message)
 
     def _lost(self) -> None:
-        """The process is gone: of several episodes nobody knows which one's doing it was."""
-        ended_by_itself = self._alive
-        ending = self._process.ending() if ended_by_itself else "it was killed"
+        """The process is gone."""
+        ending = self._process.ending() if self._alive else "it was killed"
         self.kill()
         if not self._loaded.done():
             reason = f"the file ended its process ({ending}) when it was loaded"
@@ -128,7 +128,6 @@ class AgentProcess:
             self._loaded.set_result(UserError(reason, where=self._path, fix=fix))
         for answer in self._waiting.values():
             if not answer.done():
-                innocent = not ended_by_itself or self.episodes > 1
                 answer.set_exception(
-                    AgentFailed(f"its process ended ({ending})", innocent=innocent)
+                    AgentFailed(f"its process ended ({ending})", innocent=self._shared)
                 )

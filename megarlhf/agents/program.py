@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import json
 import os
+import subprocess
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,30 +49,37 @@ class CommandLine:
     Attributes:
         words: The command and its arguments.
         timeout_s: The longest it may take.
+        threads: Wait for it, one for each that runs.
     """
 
     words: Sequence[str]
     timeout_s: float
+    threads: Executor
 
     async def run(self, prompt: Prompt, url: str, key: str, *, alone: bool) -> Verdict:
         """See `Runner`; it always has a process of its own."""
-        process = await asyncio.create_subprocess_exec(
-            *self.words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            start_new_session=True,  # a group to kill as a whole
-            env={**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key},
-        )
         asked = json.dumps({"prompt": prompt.text, "label": prompt.label}).encode()
         try:
+            process = subprocess.Popen(
+                self.words,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a group to kill as a whole
+                env={**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key},
+            )
+        except OSError as error:
+            raise AgentFailed(f"the command does not start: {error}") from None
+        loop = asyncio.get_running_loop()
+        talk = loop.run_in_executor(self.threads, process.communicate, asked)
+        try:
             async with asyncio.timeout(self.timeout_s):
-                said, complaints = await process.communicate(asked)
+                said, complaints = await asyncio.shield(talk)
         except TimeoutError:
             raise AgentFailed(f"the command did not end within {self.timeout_s:g} s") from None
         finally:
             kill_group(process.pid)
-            await process.wait()
+            await talk
         if process.returncode:
             ending = status_text(process.returncode)
             raise AgentFailed(f"the command ended with {ending}", _shown(complaints))

@@ -1,6 +1,7 @@
 """From the section ``agent`` of a configuration to what plays its episodes."""
 
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from megarlhf.agents.environment import Environment
@@ -68,7 +69,9 @@ def _program_rollouts(config: RLConfig, tokens: Tokens, sampler: TurnSampler) ->
     else:
         assert agent.command is not None
         where = agent.command
-        runner = CommandLine(tuple(shlex.split(agent.command)), agent.timeout_s)
+        runner = CommandLine(
+            shlex.split(agent.command), agent.timeout_s, ThreadPoolExecutor(agent.concurrency)
+        )
     player = Program(
         runner,
         endpoint,

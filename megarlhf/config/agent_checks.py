@@ -1,6 +1,7 @@
 """Rules about agents: ``agent.*``."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 from megarlhf.config.reward_checks import check_reward
@@ -46,12 +47,13 @@ def _check_command(command: str) -> None:
     try:
         words = shlex.split(command)
     except ValueError as error:  # an open quotation mark
-        words, reason = [], str(error)
+        reason = str(error)
     else:
-        reason = "it is empty"
-    if not words:
-        raise UserError(
-            f"{command!r} is no command: {reason}",
-            where="agent.command",
-            fix="write it as in a shell: 'python my_agent.py --option'",
-        )
+        if words and shutil.which(words[0]):
+            return
+        reason = f"there is no {words[0]}" if words else "it is empty"
+    raise UserError(
+        f"{command!r} is no command: {reason}",
+        where="agent.command",
+        fix="write it as in a shell: 'python my_agent.py --option'",
+    )

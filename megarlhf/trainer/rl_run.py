@@ -41,6 +41,7 @@ class RLRun:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
         sequences_in: See `updates.sequences_in`.
+        sampler: Samples: the engines, or an agent that asks them.
     """
 
     def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
@@ -94,7 +95,7 @@ class RLRun:
             self.engines.start()
             self.engines.connect(self.models.actor)
             self.turns = turns_of(self.config, self.models.actor, self.engines, note)
-            self._sampler = self._exit.enter_context(
+            self.sampler = self._exit.enter_context(
                 sampler_of(
                     self.config, self.inputs.tokenizer, self.inputs.spec.vocab_size, self.engines
                 )
@@ -132,7 +133,7 @@ class RLRun:
         seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
         self._rounds += 1
         self.turns.sample()
-        return self._sampler.generate(
+        return self.sampler.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
 
@@ -222,7 +223,7 @@ class RLRun:
         """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
         prompts = self.inputs.eval_prompts
         self.turns.sample()
-        groups = self._sampler.generate(prompts, self._greedy, [0] * len(prompts))
+        groups = self.sampler.generate(prompts, self._greedy, [0] * len(prompts))
         self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
         self.log.evaluation(self.step, groups)
         rewards = [group[0].reward for group in groups if group[0].reward is not None]

@@ -1,5 +1,6 @@
 """Agents' files, a sampler that answers by rule, and episodes without an engine."""
 
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,9 @@ class Letters:
         return "".join(chr(i) for i in ids if i != STOP or not skip_special_tokens)
 
     def apply_chat_template(self, messages, tokenize, add_generation_prompt):
-        turns = {"user": "U:{}", "assistant": "A:{}\0", "system": "S:{}"}
+        turns = {"user": "U:{}", "assistant": "A:{}\0"}
+        if any(one["role"] not in turns for one in messages):
+            raise ValueError("a role that nobody knows")
         text = "".join(turns[one["role"]].format(one["content"]) for one in messages)
         return text + "A:" * add_generation_prompt
 
@@ -111,7 +114,7 @@ def play_program():
             parts.append(pool)
             runner = Function(pool)
         else:
-            runner = CommandLine(config.command.split(), config.timeout_s)
+            runner = CommandLine(config.command.split(), config.timeout_s, ThreadPoolExecutor(4))
         player = Program(runner, endpoint, TOKENS, config.max_turns, limit)
         return run(config, player, parts, texts, sampler or Parrot(), sampling)
 

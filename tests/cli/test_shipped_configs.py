@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from megarlhf.agents.user_agent import load_agent
 from megarlhf.config import loader
 from megarlhf.config.checks import check_rollout_batch
 from megarlhf.config.data_checks import check_input_text
