@@ -1,6 +1,7 @@
 """All episodes of a batch: how many at a time, what is tried again, and what becomes of failures."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -57,7 +58,7 @@ class AgentRollouts:
     ) -> None:
         self._config, self._where = config, where
         self._player, self._sampler, self._parts = player, sampler, parts
-        self._runner = asyncio.Runner()
+        self._runner, self._one_at_a_time = asyncio.Runner(), threading.Lock()
         self._failing: set[int] = set()  # prompts, since the last episode that worked
 
     def __enter__(self) -> "AgentRollouts":
@@ -93,7 +94,8 @@ class AgentRollouts:
             UserError: An episode fails again and again and ``agent.on_failure`` is ``stop``, or those
                 of many prompts in a row do; shows the prompt and the traceback.
         """
-        flat = self._runner.run(self._all(prompts, sampling, seeds))
+        with self._one_at_a_time:  # it may be called from several threads
+            flat = self._runner.run(self._all(prompts, sampling, seeds))
         size = sampling.samples
         return [flat[begin : begin + size] for begin in range(0, len(flat), size)]
 
