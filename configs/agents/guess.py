@@ -11,7 +11,7 @@ from megarlhf.demo.reward import final_answer
 from megarlhf.demo.task import NUMBERS
 
 GUESSES = 4
-MORE, LESS = "<|user|>plus<|assistant|>", "<|user|>minus<|assistant|>"
+MORE, LESS = "plus", "minus"
 
 
 class Agent:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from megarlhf.agents.messages import Action, AgentFailed, Step
+from megarlhf.agents.messages import Action, AgentFailed, Observation, Step
 from megarlhf.agents.pool import AgentPool, Place
 from megarlhf.agents.sampling import Asking
 from megarlhf.agents.tokens import Tokens
@@ -20,6 +20,7 @@ class Environment:
         has_reset: The class defines ``reset``; else every episode begins with the data's prompt.
         max_turns: Of an episode.
         max_prompt_tokens: Of what ``reset`` returns.
+        template: Text with one ``{}`` for what a step observes, if it is a text.
     """
 
     pool: AgentPool
@@ -27,6 +28,7 @@ class Environment:
     has_reset: bool
     max_turns: int
     max_prompt_tokens: int
+    template: str = "{}"
 
     async def play(self, prompt: Prompt, asking: Asking, *, alone: bool) -> Sample:
         """One episode, scored.
@@ -76,7 +78,7 @@ class Environment:
             if steps[-1].done or turn == self.max_turns:
                 ended = "done" if steps[-1].done else "turns"
                 break
-            observed = self.tokens.of(steps[-1].observation)
+            observed = self.tokens.of(self._in_template(steps[-1].observation))
             if len(transcript) + len(observed) >= limit:
                 ended = "tokens"
                 break
@@ -92,6 +94,11 @@ class Environment:
             for name, values in step.logs.items():
                 logs.setdefault(name, []).extend(values)
         return replace(sample, episode=Episode(turn, ended, logs))
+
+    def _in_template(self, observation: Observation) -> Observation:
+        if isinstance(observation, str):
+            return self.template.replace("{}", observation)
+        return observation
 
 
 def _shown(failure: AgentFailed, transcript: Transcript, tokens: Tokens) -> AgentFailed:

@@ -78,9 +78,10 @@ class AgentProcess:
         self._waiting[call.episode] = answer
         began = time.monotonic()
         try:
-            with contextlib.suppress(OSError):  # a process that is gone: `_lost` says so
-                await self._loop.run_in_executor(self._sending, self._process.connection.send, call)
             async with asyncio.timeout(self._timeout_s + 2 * (GRACE_S + BEAT_S)):
+                with contextlib.suppress(OSError):  # a process that is gone: `_lost` says so
+                    send = self._process.connection.send
+                    await self._loop.run_in_executor(self._sending, send, call)
                 found = await answer
         except TimeoutError:
             self.kill()

@@ -50,6 +50,7 @@ def agent_rollouts(
             has_reset=hasattr(load_agent(agent.file), "reset"),
             max_turns=agent.max_turns,
             max_prompt_tokens=data.max_prompt_tokens,
+            template=agent.observation_template or "{}",
         )
         return AgentRollouts(agent, agent.file, player, sampler, [pool])
     return _program_rollouts(config, tokens, sampler)

@@ -48,18 +48,22 @@ class Transcript:
         self._mask += [0] * len(ids)
         self._logprobs += [0.0] * len(ids)
 
-    def as_sample(self, text_of: Callable[[Sequence[int]], str]) -> Sample:
-        """The sequence up to its last sampled token; ``text_of`` decodes."""
-        ids = self._ids[: self._end]
+    def as_sample(self, text_of: Callable[..., str]) -> Sample:
+        """The sequence up to its last sampled token.
+
+        Args:
+            text_of: See `Tokens.text`. Where somebody else speaks, the text shows the special tokens.
+        """
+        ids, mask = self._ids[: self._end], self._mask[: self._end]
         return Sample(
             prompt=self.prompt,
             response_ids=ids,
             rollout_logprobs=self._logprobs[: self._end],
             policy_version=self._spans[0][0] if self._spans else 0,
             finish_reason=self._finish_reason,
-            text=text_of(ids),
+            text=text_of(ids, special=0 in mask),
             version_spans=_merged(self._spans),
-            mask=self._mask[: self._end],
+            mask=mask,
         )
 
 

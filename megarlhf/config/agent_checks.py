@@ -32,6 +32,15 @@ def check_scoring(config: RLConfig) -> None:
             )
     if agent.command is not None:
         _check_command(agent.command)
+    template = agent.observation_template
+    if template is not None and (template.count("{}") != 1 or agent.file is None):
+        raise UserError(
+            f"{template!r} holds {template.count('{}')} times {{}}"
+            if agent.file is not None
+            else "programs have no observations: their messages get the chat template",
+            where="agent.observation_template",
+            fix="write {} exactly once, where the observation goes, or leave it out",
+        )
 
 
 def _check_no_reward(reward: RewardConfig, agent: str) -> None:

@@ -64,7 +64,8 @@ class Sample:
             temperature), nats, fp32; 0 at an environment's. Length R.
         policy_version: Version of the weights that sampled it (its first token, if several did).
         finish_reason: ``"stop"`` (a stop token was sampled) or ``"length"`` (cut at the limit).
-        text: ``response_ids`` decoded without special tokens; for rewards and people, never trained on.
+        text: ``response_ids`` decoded, without special tokens unless an environment's are among them;
+            for rewards and people, never trained on.
         reward: Scalar score; None until scored.
         score: For filtering prompts by difficulty, usually 0 to 1: what the reward's source gives as
             ``scores``, else the reward. None until scored.

@@ -92,10 +92,19 @@ def run(config, player, parts, texts, sampler, sampling):
 def play():
     """Plays episodes with an agent's file; the groups, what was asked, and the tally."""
 
-    def play(file, *texts, sampler=None, sampling=SAMPLING, has_reset=False, limit=64, **settings):
+    def play(
+        file,
+        *texts,
+        sampler=None,
+        sampling=SAMPLING,
+        has_reset=False,
+        limit=64,
+        template="{}",
+        **settings,
+    ):
         config = AgentConfig(file=file, **{"timeout_s": 20.0, **settings})
         pool = AgentPool("agent", file, config.workers, config.timeout_s)
-        player = Environment(pool, TOKENS, has_reset, config.max_turns, limit)
+        player = Environment(pool, TOKENS, has_reset, config.max_turns, limit, template)
         return run(config, player, [pool], texts, sampler or Parrot(), sampling)
 
     return play

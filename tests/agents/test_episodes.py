@@ -38,7 +38,7 @@ def test_the_sequence_is_what_was_sampled_and_what_the_environment_said(write, p
         assert sample.mask == [1, 1, 0, 0, 0, 0, 1, 1, 1]
         assert sample.rollout_logprobs == [-1, -2, 0, 0, 0, 0, -1, -2, -3]
         assert sample.version_spans == [(3, 9)]
-        assert (sample.text, sample.finish_reason) == ("xwhy?yz", "stop")
+        assert (sample.text, sample.finish_reason) == ("x\0why?yz\0", "stop")
         assert (sample.reward, sample.score, sample.sampled) == (2.0, 0.25, 5)
         assert (sample.episode.turns, sample.episode.ended) == (2, "done")
     assert done.tally.metrics() == {
@@ -57,6 +57,12 @@ def test_the_sequence_is_what_was_sampled_and_what_the_environment_said(write, p
     assert sorted(seeds[:2]) == [0, 1]
     assert len(set(seeds)) == 4
     assert play(write(ECHO), "ab", has_reset=True).asked[2][2] in seeds  # the same again
+
+
+def test_a_template_for_observations(write, play):
+    sampling = replace(SAMPLING, samples=1)
+    done = play(write(ECHO), "ab", has_reset=True, sampling=sampling, template="[{}]")
+    assert done.groups[0][0].text == "ok\0[why?]ok\0"
 
 
 NEVER_DONE = """

@@ -28,6 +28,8 @@ def test_each_by_itself(agent):
         ({"file": "/no/such.py"}, {}, "agent.file: no such file"),
         ({"program": "/no/such.py"}, {}, "agent.program: no such file"),
         ({"command": "no-such-command x"}, {}, "there is no no-such-command"),
+        ({"file": HERE, "observation_template": "x"}, {}, "holds 0 times {}"),
+        ({"program": HERE, "observation_template": "{}"}, {}, "programs have no observations"),
         ({"command": ""}, {}, "it is empty"),
         ({"command": "sh 'x"}, {}, "No closing quotation"),
     ],

@@ -43,7 +43,7 @@ class Agent:
     async def step(self, action):
         if self.first is None:
             self.first = action.text
-            return {"observation": f"<|user|>{self.label}, not {self.first}<|assistant|>", "done": False}
+            return {"observation": f"{self.label}, not {self.first}", "done": False}
         return {"reward": 1.0 / (1 + len(action.text)), "done": True}
 """
 
@@ -55,6 +55,7 @@ def test_two_turns_agree_with_the_actor_and_failures_are_dropped(tmp_path, rl_co
         "reward.function=null",
         f"agent.file={agent}",
         "agent.max_turn_tokens=6",
+        "agent.observation_template=<|user|>{}<|assistant|>",
         "agent.on_failure=drop",
         "agent.retries=0",
         "rollout.max_new_tokens=96",

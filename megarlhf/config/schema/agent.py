@@ -13,6 +13,7 @@ class AgentConfig:
     command: str | None = None  # a command line that asks at $OPENAI_BASE_URL with $OPENAI_API_KEY
     max_turns: int = 8  # times that an episode asks the model, at most
     max_turn_tokens: int | None = None  # of one answer; rollout.max_new_tokens is for all together
+    observation_template: str | None = None  # around a text, e.g. "<|user|>{}<|assistant|>"
     concurrency: int = 512  # episodes at the same time, at most
     workers: int = 1  # processes that the episodes of file or program share
     timeout_s: float = 300.0  # the longest a call of reset or step, or a whole program, may take
