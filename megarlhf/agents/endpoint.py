@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from megarlhf.agents.loopback import HOST
 from megarlhf.agents.messages import AgentFailed
 from megarlhf.agents.requests import Reader, Request, answer_body, chat_choice, text_choice
 from megarlhf.agents.session import Refused, Session
@@ -17,7 +18,6 @@ from megarlhf.data.templates import InputTemplate
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 
-HOST = "127.0.0.1"
 LARGEST_BODY = 64 * 2**20  # bytes
 MODEL = "policy"
 

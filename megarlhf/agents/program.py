@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from megarlhf.agents.endpoint import Endpoint
+from megarlhf.agents.loopback import direct
 from megarlhf.agents.messages import AgentFailed, Verdict
 from megarlhf.agents.pool import AgentPool
 from megarlhf.agents.returned import read_verdict
@@ -66,7 +67,7 @@ class CommandLine:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # a group to kill as a whole
-                env={**os.environ, "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key},
+                env={**direct(os.environ), "OPENAI_BASE_URL": url, "OPENAI_API_KEY": key},
             )
         except OSError as error:
             raise AgentFailed(f"the command does not start: {error}") from None

@@ -15,6 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
 
+from megarlhf.agents.loopback import direct
 from megarlhf.agents.messages import AgentFailed, Answer, Call
 from megarlhf.agents.returned import read_observation, read_step, read_verdict
 from megarlhf.agents.user_agent import load_agent, load_program
@@ -34,6 +35,7 @@ def main() -> None:
     """Load the file and answer calls until the owner closes the socket."""
     descriptor, kind, path, timeout_s = int(sys.argv[1]), *sys.argv[2:4], float(sys.argv[4])
     os.set_inheritable(descriptor, False)  # what the agents start must not keep it open
+    os.environ.update(direct(os.environ))  # before the file makes a client
     connection = Connection(descriptor)
     try:
         loaded = _LOADERS[kind](path)

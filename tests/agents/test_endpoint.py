@@ -170,3 +170,15 @@ def test_what_ends_the_engines_ends_the_run(write, play_program):
 
     with pytest.raises(UserError, match="engine 0 was lost"):
         play_program("a", program=write(CHAT % (1.0, "")), sampler=Parrot(before=before))
+
+
+def test_a_proxy_is_not_asked(write, play_program, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "elsewhere")
+    program = write(
+        "import os, urllib.request\n"
+        "assert os.environ['no_proxy'] == 'elsewhere,127.0.0.1'\n" + CHAT % (1.0, "")
+    )
+    assert play_program("a", program=program, sampling=ONE).groups[0][0].reward == 5
+    command = f"{sys.executable} {write(COMMAND)}"
+    assert play_program("a", command=command, sampling=ONE).groups[0][0].reward == 7
