@@ -8,9 +8,10 @@ from typing import Any
 
 from aiohttp import web
 
+from megarlhf.agents.answers import answer_body, chat_choice, events, text_choice
 from megarlhf.agents.loopback import HOST
 from megarlhf.agents.messages import AgentFailed
-from megarlhf.agents.requests import Reader, Request, answer_body, chat_choice, text_choice
+from megarlhf.agents.requests import Reader, Request
 from megarlhf.agents.session import Refused, Session
 from megarlhf.agents.tokens import Tokens
 from megarlhf.data.records import Sample
@@ -103,6 +104,8 @@ class Endpoint:
         body = answer_body(
             kind, choice(answer, wanted, self._tokens), answer, prompt_tokens, next(self._count)
         )
+        if wanted.stream:
+            return web.Response(body=events(body), content_type="text/event-stream")
         return web.json_response(body)
 
 

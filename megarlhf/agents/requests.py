@@ -1,21 +1,17 @@
-"""The bodies of OpenAI's chat and text completions: what of them is understood, and the answers."""
+"""The bodies of OpenAI's chat and text completions: what of them is understood."""
 
 import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megarlhf.agents.session import Refused
-from megarlhf.agents.tokens import Tokens
-from megarlhf.data.records import Sample
 from megarlhf.data.templates import InputTemplate
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 
 # What would change an answer in a way that is not offered, with the values that change nothing.
 NOT_OFFERED: dict[str, tuple[Any, ...]] = {
-    "stream": (False,),
     "n": (1,),
     "best_of": (1,),
     "stop": ([],),
@@ -42,6 +38,7 @@ class Request:
         special: See `Session.complete`.
         overridden: It wants other sampling settings than the run's.
         logprobs: Wants the log-probabilities of its tokens.
+        stream: Wants the answer as events.
     """
 
     prompt: str | list[int]
@@ -49,6 +46,7 @@ class Request:
     special: bool
     overridden: bool
     logprobs: bool
+    stream: bool
 
 
 class Reader:
@@ -115,7 +113,9 @@ def _request(
         raise Refused(f"max_tokens={longest!r} is no number of tokens")
     wanted = {name: fields[name] for name in OF_THE_RUN if fields.get(name) is not None}
     overridden = any(value != getattr(sampling, name) for name, value in wanted.items())
-    return Request(prompt, longest, special, overridden, logprobs)
+    return Request(
+        prompt, longest, special, overridden, logprobs, stream=bool(fields.get("stream"))
+    )
 
 
 def _messages(messages: Any) -> list[dict[str, Any]]:
@@ -137,49 +137,3 @@ def _message(message: Any) -> dict[str, Any]:
     if not isinstance(content, str):
         raise Refused(f"a message has no text: {json.dumps(message)[:100]}")
     return {**message, "content": content}
-
-
-# -- answers --------------------------------------------------------------------------------------
-
-
-def answer_body(
-    kind: str, choice: dict[str, Any], answer: Sample, prompt_tokens: int, number: int
-) -> dict[str, Any]:
-    """The body of an answer with one choice. ``kind`` is ``chat.completion`` or ``text_completion``."""
-    tokens = len(answer.response_ids)
-    return {
-        "id": f"{kind}-{number}",
-        "object": kind,
-        "created": int(time.time()),
-        "model": "policy",
-        "choices": [{"index": 0, "finish_reason": answer.finish_reason, **choice}],
-        "usage": {
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": tokens,
-            "total_tokens": prompt_tokens + tokens,
-        },
-    }
-
-
-def chat_choice(answer: Sample, request: Request, tokens: Tokens) -> dict[str, Any]:
-    """The choice of a chat completion."""
-    choice: dict[str, Any] = {"message": {"role": "assistant", "content": answer.text}}
-    if request.logprobs:
-        texts = [tokens.text([i], special=True) for i in answer.response_ids]
-        content = [
-            {"token": text, "logprob": p, "bytes": list(text.encode()), "top_logprobs": []}
-            for text, p in zip(texts, answer.rollout_logprobs, strict=True)
-        ]
-        choice["logprobs"] = {"content": content}
-    return choice
-
-
-def text_choice(answer: Sample, request: Request, tokens: Tokens) -> dict[str, Any]:
-    """The choice of a text completion."""
-    choice: dict[str, Any] = {"text": answer.text}
-    if request.logprobs:
-        choice["logprobs"] = {
-            "tokens": [tokens.text([i], special=True) for i in answer.response_ids],
-            "token_logprobs": answer.rollout_logprobs,
-        }
-    return choice

@@ -81,6 +81,22 @@ def test_texts_and_ids_are_completed_too(write, play_program):
     assert sample.finish_reason == "stop"
 
 
+def test_a_stream_is_one_event(write, play_program):
+    file = write(
+        "from openai import OpenAI\n"
+        "def run(prompt, label, base_url, api_key):\n"
+        "    client = OpenAI(base_url=base_url, api_key=api_key)\n"
+        "    messages = [{'role': 'user', 'content': prompt}]\n"
+        "    ask = client.chat.completions.create\n"
+        "    (chunk,) = ask(model='m', messages=messages, stream=True)\n"
+        "    assert (chunk.choices[0].delta.content, chunk.choices[0].finish_reason) == ('ok', 'stop')\n"
+        "    (chunk,) = client.completions.create(model='m', prompt=prompt, stream=True)\n"
+        "    assert chunk.choices[0].text == 'ok'\n"
+        "    return 1\n"
+    )
+    assert play_program("a", program=file, sampling=ONE).groups[0][0].sampled == 6
+
+
 ASKS = """
 import json, sys, urllib.error, urllib.request
 def run(prompt, label, base_url, api_key):
@@ -97,7 +113,7 @@ def run(prompt, label, base_url, api_key):
         assert error.status == status and said in message, (error.status, message)
     assert json.loads(ask("/models", None).read())["data"][0]["id"] == "policy"
     assert ask("/chat/completions", {"messages": []}, key="another").status == 401
-    refused(400, "stream=true is not offered", stream=True)
+    refused(400, 'stop=["."] is not offered', stop=["."])
     refused(400, 'tools=[{"type": "f', tools=[{"type": "function"}])
     refused(400, "no list of messages", messages=[])
     refused(400, "parts that are not text", messages=[{"role": "user", "content": [{"a": 1}]}])
