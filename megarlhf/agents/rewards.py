@@ -18,6 +18,9 @@ class AgentRewards:
     def check(self) -> None:
         """Nothing to check."""
 
+    def cancel(self) -> None:
+        """Nothing takes time here."""
+
     def __enter__(self) -> "AgentRewards":
         return self
 

@@ -1,7 +1,6 @@
 """All episodes of a batch: how many at a time, what is tried again, and what becomes of failures."""
 
 import asyncio
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -58,7 +57,8 @@ class AgentRollouts:
     ) -> None:
         self._config, self._where = config, where
         self._player, self._sampler, self._parts = player, sampler, parts
-        self._runner, self._one_at_a_time = asyncio.Runner(), threading.Lock()
+        self._runner = asyncio.Runner()
+        self._playing: asyncio.Task[list[Sample]] | None = None
         self._failing: set[int] = set()  # prompts, since the last episode that worked
 
     def __enter__(self) -> "AgentRollouts":
@@ -94,14 +94,19 @@ class AgentRollouts:
             UserError: An episode fails again and again and ``agent.on_failure`` is ``stop``, or those
                 of many prompts in a row do; shows the prompt and the traceback.
         """
-        with self._one_at_a_time:  # it may be called from several threads
-            flat = self._runner.run(self._all(prompts, sampling, seeds))
+        flat = self._runner.run(self._all(prompts, sampling, seeds))
         size = sampling.samples
         return [flat[begin : begin + size] for begin in range(0, len(flat), size)]
+
+    def cancel(self) -> None:
+        """Let a `generate` that another thread waits for raise `asyncio.CancelledError`."""
+        if self._playing is not None:
+            self._runner.get_loop().call_soon_threadsafe(self._playing.cancel)
 
     async def _all(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Sample]:
+        self._playing = asyncio.current_task()
         running = asyncio.Semaphore(self._config.concurrency)
         return await together(
             self._episode(

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,20 @@ from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rollout.settings import Sampling
 
-Turn = tuple[Prompt, Sampling, int]  # what to answer, how, with what seed
+
+@dataclass
+class _Turn:
+    """What one episode asks.
+
+    Attributes:
+        request: What to answer, how, with what seed.
+        answer: Who asked waits for it.
+        asked: The engine that works on it.
+    """
+
+    request: tuple[Prompt, Sampling, int]
+    answer: asyncio.Future[Sample]
+    asked: Any = None
 
 
 @dataclass
@@ -19,16 +33,22 @@ class _Line:
     """What one engine is asked.
 
     Attributes:
-        new: Turns, with who waits for them, that it has not been given yet, by key.
+        new: Turns that it has not been given yet, by key.
         open: Those that it works on.
         changed: There are new ones.
         serving: The task that gives and takes, while there are any.
     """
 
-    new: dict[int, tuple[Turn, asyncio.Future[Sample]]] = field(default_factory=dict)
-    open: dict[int, tuple[Turn, asyncio.Future[Sample]]] = field(default_factory=dict)
+    new: dict[int, _Turn] = field(default_factory=dict)
+    open: dict[int, _Turn] = field(default_factory=dict)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     serving: asyncio.Task[None] | None = None
+
+    def take_back(self, member: Any) -> None:
+        """What another engine than this was given is new again: that one is gone."""
+        lost = {key: turn for key, turn in self.open.items() if turn.asked is not member}
+        self.open = {key: turn for key, turn in self.open.items() if key not in lost}
+        self.new = lost | self.new
 
 
 class EngineTurns:
@@ -45,17 +65,16 @@ class EngineTurns:
     def __init__(self, engines: EngineGroup, timeout_s: float) -> None:
         self._engines, self._timeout_s = engines, timeout_s
         self._lines = {number: _Line() for number in engines.members}
-        self._keys = itertools.count()
+        self._client, self._keys = uuid.uuid4().hex, itertools.count()
         # An engine has two calls at most, which are waited for in threads.
         self._threads = ThreadPoolExecutor(2 * len(self._lines) + 1)
-        self._replacing = asyncio.Lock()
 
     async def sample(self, prompt: Prompt, sampling: Sampling, seed: int, number: int) -> Sample:
         """See `TurnSampler.sample`."""
         engine = number % len(self._lines)
         line = self._lines[engine]
         answer: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
-        line.new[next(self._keys)] = (prompt, sampling, seed), answer
+        line.new[next(self._keys)] = _Turn((prompt, sampling, seed), answer)
         line.changed.set()
         if line.serving is None:
             line.serving = asyncio.create_task(self._serve(engine, line))
@@ -65,9 +84,9 @@ class EngineTurns:
         try:
             await self._serve_until_empty(engine, line)
         except Exception as error:
-            for _, answer in (line.open | line.new).values():
-                if not answer.done():
-                    answer.set_exception(error)
+            for turn in (line.open | line.new).values():
+                if not turn.answer.done():
+                    turn.answer.set_exception(error)
             line.open, line.new = {}, {}
         finally:
             line.serving = None
@@ -76,28 +95,34 @@ class EngineTurns:
         collecting: asyncio.Task[list[tuple[int, Sample]] | None] | None = None
         while line.new or line.open:
             line.changed.clear()
+            member = self._engines.member(engine)
+            line.take_back(member)
             if line.new:
-                new, line.new = line.new, {}
-                line.open |= new
-                turns = [(key, *turn) for key, (turn, _) in new.items()]
-                await self._call(engine, line, "begin", turns)
-            if collecting is None and line.open:
-                collecting = asyncio.create_task(self._call(engine, line, "collect"))
+                await self._begin(engine, member, line)
             if collecting is None:
-                continue
+                collecting = asyncio.create_task(
+                    self._call(engine, member, "collect", self._client)
+                )
             changed = asyncio.create_task(line.changed.wait())
             await asyncio.wait((collecting, changed), return_when=asyncio.FIRST_COMPLETED)
             changed.cancel()
             if collecting.done():
                 for key, sample in collecting.result() or ():
-                    _, answer = line.open.pop(key)
-                    if not answer.done():  # who asked may have been given up
-                        answer.set_result(sample)
+                    turn = line.open.pop(key, None)
+                    if turn and not turn.answer.done():  # who asked may have been given up
+                        turn.answer.set_result(sample)
                 collecting = None
 
-    async def _call(self, engine: int, line: _Line, method: str, *arguments: Any) -> Any:
-        """What the engine answers; None where it is lost, and all its turns are new again."""
-        member = self._engines.members[engine]
+    async def _begin(self, engine: int, member: Any, line: _Line) -> None:
+        new, line.new = line.new, {}
+        for turn in new.values():
+            turn.asked = member
+        line.open |= new
+        turns = [(key, *turn.request) for key, turn in new.items()]
+        await self._call(engine, member, "begin", self._client, turns)
+
+    async def _call(self, engine: int, member: Any, method: str, *arguments: Any) -> Any:
+        """What an engine answers; None where it is lost: then another has taken its place."""
         call = getattr(member, method).remote(*arguments)
         loop = asyncio.get_running_loop()
         found, lost = await loop.run_in_executor(
@@ -105,10 +130,6 @@ class EngineTurns:
         )
         if engine in found:
             return found[engine]
-        async with self._replacing:
-            if self._engines.members[engine] is member:  # the other call may have been quicker
-                await loop.run_in_executor(
-                    self._threads, self._engines.replace, lost, "while sampling"
-                )
-                line.new, line.open = line.open | line.new, {}
+        # In this thread, which samples; meanwhile the episodes stand still.
+        self._engines.repair(lost, {engine: member})
         return None

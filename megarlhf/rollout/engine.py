@@ -53,7 +53,6 @@ class VllmEngine:
         )
         self._llm.update_weight_version("0")
         self._generation = Generation(self._llm.llm_engine, settings.during_generation)
-        self._asked: dict[int, Prompt] = {}  # what `begin` was given, by key
 
     def ready(self) -> None:
         """Answers once the engine is built."""
@@ -83,27 +82,31 @@ class VllmEngine:
         outputs = self._generation.run(requests, params)
         return self._samples(prompts, outputs)
 
-    def begin(self, turns: Sequence[tuple[int, Prompt, Sampling, int]]) -> None:
+    def begin(self, client: str, turns: Sequence[tuple[int, Prompt, Sampling, int]]) -> None:
         """Begin to sample one response each; `collect` returns them.
 
         Args:
+            client: Who asks.
             turns: A key, what to answer, how, with what seed.
         """
-        self._asked |= {key: prompt for key, prompt, _, _ in turns}
         self._generation.begin(
+            client,
             [
-                (_tokens_of(prompt), self._params(prompt, sampling, seed), key)
+                (_tokens_of(prompt), self._params(prompt, sampling, seed), (key, prompt))
                 for key, prompt, sampling, seed in turns
-            ]
+            ],
         )
 
-    def collect(self) -> list[tuple[int, Sample]]:
-        """Responses with their keys, as soon as some are there; none where none is on its way."""
-        found = self._generation.collect()
+    def collect(self, client: str) -> list[tuple[int, Sample]]:
+        """A client's responses with their keys, as soon as some are there.
+
+        None where none is on its way.
+        """
+        found = self._generation.collect(client)
         samples = self._samples(
-            [self._asked.pop(key) for key, _ in found], [output for _, output in found]
+            [prompt for (_, prompt), _ in found], [output for _, output in found]
         )
-        return [(key, sample) for (key, _), (sample,) in zip(found, samples, strict=True)]
+        return [(key, sample) for ((key, _), _), (sample,) in zip(found, samples, strict=True)]
 
     def _params(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams

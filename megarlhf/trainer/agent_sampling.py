@@ -1,10 +1,11 @@
 """Where a run's samples and their rewards come from: plain responses, or an agent's episodes."""
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from megarlhf.agents.rewards import AgentRewards
+from megarlhf.agents.rollouts import AgentRollouts
 from megarlhf.agents.sources import agent_rollouts, check_loads
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.turn_sampling import EngineTurns
@@ -22,20 +23,35 @@ if TYPE_CHECKING:
 class Sampler(Protocol):
     """Samples for prompts."""
 
+    def cancel(self) -> None:
+        """Let a `generate` that another thread waits for raise, once the engines are ended too."""
+
     def generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample]]:
         """For each prompt ``sampling.samples`` samples, of seeds that follow on the prompt's."""
 
 
-def sampler_of(
+@contextmanager
+def samplers_of(
     config: RLConfig, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, engines: EngineGroup
-) -> AbstractContextManager[Sampler]:
-    """The engines themselves, or an agent that asks them."""
+) -> Iterator[tuple[Sampler, Sampler]]:
+    """What samples rollouts, and what samples evaluations: the engines, or an agent that asks them.
+
+    An agent has one of each where rollouts are made in a thread of their own: each belongs to its
+    thread.
+    """
     if not config.agent.is_set:
-        return nullcontext(engines)
-    turns = EngineTurns(engines, config.rollout.timeout_s)
-    return agent_rollouts(config, tokenizer, vocab_size, turns)
+        yield engines, engines
+        return
+    with ExitStack() as stack:
+
+        def started() -> AgentRollouts:
+            turns = EngineTurns(engines, config.rollout.timeout_s)
+            return stack.enter_context(agent_rollouts(config, tokenizer, vocab_size, turns))
+
+        rollouts = started()
+        yield rollouts, started() if config.rollout.async_steps else rollouts
 
 
 def scoring_of(

@@ -138,7 +138,7 @@ def test_the_adaptive_coefficient_reaches_the_next_loss():
 
 def test_groups_without_a_signal_are_replaced_as_long_as_there_are_refills():
     run = a_run("dapo", max_refills=1)
-    run.sampler = SimpleNamespace(generate=lambda prompts, sampling, seeds: seeds)
+    run.engines = SimpleNamespace(generate=lambda prompts, sampling, seeds: seeds)
     first = run.sample([None, None])
     kept = run.worth_training(groups((1.0, 1.0), (0.0, 1.0)))
     assert [[s.reward for s in group] for group in kept] == [[0.0, 1.0]]
