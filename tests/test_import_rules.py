@@ -20,7 +20,7 @@ LEVELS = (
     {"cli", "demo", "parity"},
     {"trainer", "parity"},
     {"cluster"},
-    {"engine", "rollout", "sync", "rewards"},
+    {"engine", "rollout", "sync", "rewards", "agents"},
     {"models", "parallel"},
     {"algo", "data"},
     {"config"},

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from megarlhf.agents.rewards import AgentRewards
 from megarlhf.algo import registry
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.rules import check_algorithm
@@ -21,8 +22,8 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
-from megarlhf.rewards.sources import rewards_of
 from megarlhf.sync.engine_layout import check_streamable
+from megarlhf.trainer.agent_sampling import scoring_of
 from megarlhf.trainer.ptx import PretrainingRows
 
 
@@ -32,6 +33,7 @@ class RLInputs:
 
     Attributes:
         spec: The model.
+        tokenizer: Its.
         algorithm: The registry's row.
         reward: What scores the samples; checked, not started.
         stream: Training prompts, in their order.
@@ -41,8 +43,9 @@ class RLInputs:
     """
 
     spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
     algorithm: Algorithm
-    reward: Rewards
+    reward: Rewards | AgentRewards
     stream: PromptStream
     eval_sets: dict[str, list[Prompt]]
     ptx: PretrainingRows | None
@@ -77,10 +80,10 @@ def prepare(config: RLConfig) -> RLInputs:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
     if algorithm.needs_critic:
         check_critic(config, tokenizer)
-    reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
-    reward.check()
+    reward = scoring_of(config, reward_tokenizers(config, tokenizer))
     return RLInputs(
         spec=spec,
+        tokenizer=tokenizer,
         algorithm=algorithm,
         reward=reward,
         stream=stream,

@@ -10,6 +10,8 @@ import pytest
 
 from megarlhf.report.metrics import MetricsLog
 
+TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
+STEPS = 4  # of `whole_run`
 REWARD = """
 def reward_func(queries, prompts, labels):
     # Short answers score: something a model of random weights can learn within a few steps.
@@ -93,6 +95,14 @@ def run_cli():
         return done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
+    """A run at TP=2 that was not interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
+    return out
 
 
 def figures(run: Path) -> list[dict]:

@@ -4,6 +4,9 @@ A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...)
 sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
 """
 
+from megarlhf.config.schema.agent import (
+    AgentConfig,
+)
 from megarlhf.config.schema.algorithm import (
     AlgorithmConfig,
     CriticConfig,
@@ -57,6 +60,7 @@ from megarlhf.config.schema.sampling import (
 
 __all__ = [
     "REQUIRED",
+    "AgentConfig",
     "AlgorithmConfig",
     "ClusterConfig",
     "CriticConfig",

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from megarlhf.config.schema.agent import AgentConfig
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig, ReferenceConfig
 from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
 from megarlhf.config.schema.data import PromptDataConfig
@@ -39,6 +40,7 @@ class RLConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
