@@ -1,7 +1,12 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once."""
+"""Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once.
+
+So does the file of a launcher (`megarlhf/launcher.py`), which reaches every rank.
+"""
 
 import signal
 from types import FrameType, TracebackType
+
+from megarlhf import launcher
 
 
 class StopRequest:
@@ -26,7 +31,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __bool__(self) -> bool:
-        return self._asked
+        return self._asked or launcher.asked_to_stop()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked:
