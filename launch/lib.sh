@@ -1,4 +1,5 @@
 # shellcheck shell=bash
+# shellcheck disable=SC2034 # used by the scripts
 # What every script here shares. Source it after `set -euo pipefail` and PROGRAM=...; the script defines usage().
 
 LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -77,11 +78,12 @@ ask_to_stop() {
     touch "$MEGARLHF_STOP_FILE"
 }
 
-# run_stoppable WORD...: runs a command and waits for it; returns its status. TERM, HUP, USR1 and INT ask the run
-# to stop; a second INT (Ctrl-C) ends it at once. TERM itself stays away from the launcher below us, which would
-# pass it on, wait for a short while and kill.
+# run_stoppable FILE WORD...: runs a command, its standard error to the end of FILE, waits for it and returns its
+# status. TERM, HUP, USR1 and INT ask the run to stop; a second INT (Ctrl-C) ends it at once. TERM itself stays away
+# from the launcher below us, which would pass it on, wait for a short while and kill.
 run_stoppable() {
-    local child='' again status
+    local errors=$1 child='' again status
+    shift
     trap 'again=1; ask_to_stop TERM' TERM
     trap 'again=1; ask_to_stop HUP' HUP
     trap 'again=1; ask_to_stop USR1' USR1
@@ -89,7 +91,7 @@ run_stoppable() {
     (
         trap '' TERM HUP USR1
         exec setsid "$@" # a group of its own: Ctrl-C reaches this script only
-    ) &
+    ) 2>>"$errors" &
     child=$!
     while :; do
         again='' status=0

@@ -72,11 +72,12 @@ fi
 [[ -n $log_dir ]] || log_dir=$(log_folder "$@")
 logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node$((10#${node_rank:-0}))
 # Ranks write to files, the first one here too. torchrun does not pass signals on: see lib.sh; QUIT is for urgency.
-launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --signals-to-handle=SIGQUIT --shutdown-timeout=5
-    -m megarlhf "$@")
+launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT
+    --shutdown-timeout=5 -m megarlhf "$@")
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # ranks share the cores
-export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=${TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE-}
+# shellcheck disable=SC2016 # torchrun replaces it, by the empty --role: no prefix before the lines printed here
+export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='$role_name'
 inner=${MEGARLHF_STOP_FILE:-} # set by the launcher that runs this script on each node
 export MEGARLHF_STOP_FILE=${inner:-$logs/stop}
 if [[ -n $dry_run ]]; then
@@ -86,7 +87,7 @@ fi
 mkdir -p "$logs" || fail "cannot make $logs: choose --log-dir"
 [[ -n $inner ]] || say "logs of each rank: $logs/*/attempt_*/RANK/{stdout,stderr}.log"
 status=0
-run_stoppable "${launcher[@]}" 2>"$logs/torchrun.log" || status=$?
+run_stoppable "$logs/torchrun.log" "${launcher[@]}" || status=$?
 [[ -z $inner ]] || exit "$status"
 if ((status == 0)) && was_stopped; then
     say "stopped after step $(<"$MEGARLHF_STOP_FILE"), and saved: the same line goes on"
