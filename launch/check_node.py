@@ -1,7 +1,8 @@
-"""Is this node fit for the run? check_node.py --shared FOLDER ADDRESS... , one task a node of a Slurm job.
+"""Is this node fit for the run? check_node.py --shared FOLDER ADDRESS..., a task a node of a Slurm job.
 
-Prints one line, tab-separated: the node's number, its name with what it has, and what all nodes must agree on. What
-is wrong goes to standard error, and the status is 1. Only the standard library, but for a try of the GPUs.
+Prints one line, tab-separated: the node's number, its name with what it has, and what all nodes must
+agree on. What is wrong goes to standard error, and the status is 1. Only the standard library, but for
+a try of the GPUs.
 """
 
 import importlib.util
@@ -69,7 +70,9 @@ def check_folders(shared: str) -> list[str]:
     for folder, least in ((temporary, LEAST_TEMPORARY), ("/dev/shm", LEAST_SHARED_MEMORY)):
         free = shutil.disk_usage(folder).free
         if free < least or not os.access(folder, os.W_OK):
-            wrong.append(f"{folder} has {free >> 20} MiB free, less than {least >> 20}, or is read-only")
+            wrong.append(
+                f"{folder} has {free >> 20} MiB free, less than {least >> 20}, or is read-only"
+            )
     return wrong
 
 

@@ -1,7 +1,7 @@
 """Print what the first rank that failed said last: first_failure.py FOLDER, with the logs of a start.
 
-Ranks fail in a chain: one has the error, the others lose their connection to it. Only the standard library, so that
-it runs wherever a Python is.
+Ranks fail in a chain: one has the error, the others lose their connection to it. Only the standard
+library, so that it runs wherever a Python is.
 """
 
 import json

@@ -30,7 +30,7 @@ action=${1:-} address='' port=6379 join='' dir=${HOME:-}/.megarlhf/ray wait=60 d
 case $action in
 up | env | down) shift ;;
 -h | --help) usage && exit 0 ;;
-*) wrong "say up, env or down${action:+, not '$action'}" ;;
+*) wrong "say up, env or down, not '$action'" ;;
 esac
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -99,7 +99,7 @@ s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); print(s.
 down() {
     local file pid deadline ended=0
     for file in "$dir"/*.pid; do
-        [[ -e $file ]] && runs "$file" || continue
+        if [[ ! -e $file ]] || ! runs "$file"; then continue; fi
         pid=$(<"$file") deadline=$((SECONDS + 30))
         if [[ -n $dry_run ]]; then
             show kill -TERM "$pid"

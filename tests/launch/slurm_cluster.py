@@ -1,10 +1,11 @@
-"""A real Slurm on this machine: two nodes, each in a network namespace of its own where that is allowed."""
+"""A real Slurm on this machine: nodes in network namespaces of their own where that is allowed."""
 
 import os
 import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,7 @@ JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 ReturnToService=2
 KillWait=10
+SchedulerParameters=sched_interval=2,bf_interval=2
 SlurmdParameters=config_overrides
 PartitionName=main Nodes=ALL Default=YES State=UP
 """
@@ -57,10 +59,11 @@ def why_not() -> str | None:
 
 
 class Network:
-    """Two hosts: network namespaces on a bridge with real addresses, or else two loopback addresses."""
+    """Hosts: network namespaces on a bridge with real addresses, or else loopback addresses."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, count: int) -> None:
         self._folder = folder
+        self._numbers = range(1, count + 1)
         self._number = os.getpid() % 250
         self._bridge = f"mlbr{os.getpid()}"
         self._spaces: list[str] = []
@@ -71,7 +74,8 @@ class Network:
         except subprocess.CalledProcessError:
             self.close()
             self.nodes = [
-                Node(f"n{n}", f"127.0.0.1{n}", socket.gethostname(), free_port()) for n in (1, 2)
+                Node(f"n{n}", f"127.0.0.1{n}", socket.gethostname(), free_port())
+                for n in self._numbers
             ]
             self.controller, self.real = "127.0.0.1", False
 
@@ -89,9 +93,9 @@ class Network:
         _call("ip", "link", "set", self._bridge, "up")
         self.controller = f"{net}.254"
         hosts = self._folder / "hosts"
-        names = [f"n{n}" for n in (1, 2)]
-        # As on many machines, a node's own name is a loopback address there: nothing may depend on names.
-        hosts.write_text("127.0.0.1 localhost n1 n2\n")
+        names = [f"n{n}" for n in self._numbers]
+        # As on many machines, a node's own name is a loopback address: nothing may depend on names.
+        hosts.write_text(f"127.0.0.1 localhost {' '.join(names)}\n")
         return [self._namespace(name, f"{net}.{n}", hosts) for n, name in enumerate(names, 1)]
 
     def _namespace(self, name: str, address: str, hosts: Path) -> Node:
@@ -119,20 +123,21 @@ class SlurmCluster:
 
     Args:
         folder: For their files.
+        nodes: How many.
 
     Attributes:
         network: The nodes.
         environment: With which Slurm's commands find this cluster.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, nodes: int) -> None:
+        self.folder, self._nodes = folder, nodes
         self._daemons: list[subprocess.Popen] = []
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RAY_"))}
         self.environment = kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
-        self.network = Network(self.folder)
+        self.network = Network(self.folder, self._nodes)
         try:
             self._start()
         except BaseException:
@@ -144,7 +149,7 @@ class SlurmCluster:
         if len(self._daemons) > 2:  # the controller is up
             self.call("scancel", "--full", "--signal=KILL", "--user=root", check=False)
             self.call("scancel", "--user=root", check=False)
-            _until(lambda: not self.call("squeue", "--noheader", check=False), 20, "jobs do not end")
+            until(lambda: not self.call("squeue", "--noheader", check=False), 20, "jobs do not end")
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
@@ -174,7 +179,7 @@ class SlurmCluster:
     def wait(self, job: str, seconds: float) -> str:
         """The state in which a job ended."""
         active = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
-        _until(lambda: self.state(job) not in active, seconds, f"job {job} does not end")
+        until(lambda: self.state(job) not in active, seconds, f"job {job} does not end")
         return self.state(job)
 
     def _field(self, job: str, name: str) -> str:
@@ -203,11 +208,12 @@ class SlurmCluster:
         files = [f"--{name}-file={folder / 'munge'}.{name}" for name in names]
         socket_file = folder / "munge.socket"
         self._daemon("munged", "--foreground", "--force", f"--socket={socket_file}", *files)
-        _until(socket_file.exists, 10, "munged does not start")
+        until(socket_file.exists, 10, "munged does not start")
         self._daemon("slurmctld", "-D", "-i")
         for node in nodes:
             self._daemon(*node.prefix, "slurmd", "-D", "-N", node.name)
-        _until(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == "idle 2", 40, "no nodes")
+        idle = f"idle {self._nodes}"
+        until(lambda: self.call("sinfo", "-h", "-o", "%T %D", check=False) == idle, 40, "no nodes")
 
     def _daemon(self, *words: str) -> None:
         with (self.folder / "daemons.log").open("a") as log:
@@ -223,7 +229,8 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _until(true, seconds: float, otherwise: str) -> None:
+def until(true: Callable[[], object], seconds: float, otherwise: str) -> None:
+    """Wait; fail after so many seconds."""
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline, otherwise
@@ -232,3 +239,16 @@ def _until(true, seconds: float, otherwise: str) -> None:
 
 def _call(*words: str, check: bool = True) -> None:
     subprocess.run(words, check=check, capture_output=True)
+
+
+def processes_with(text: str) -> dict[int, str]:
+    """The command lines of running processes that have `text` in them (zombies have none)."""
+    found = {}
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        if text in line:
+            found[int(file.parent.name)] = line
+    return found
