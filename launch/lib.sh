@@ -78,8 +78,8 @@ ask_to_stop() {
     touch "$MEGARLHF_STOP_FILE"
 }
 
-# run_stoppable FILE WORD...: runs a command, its standard error to the end of FILE, waits for it and returns its
-# status. TERM, HUP, USR1 and INT ask the run to stop; a second INT (Ctrl-C) ends it at once. TERM itself stays away
+# run_stoppable FILE WORD...: runs a command, its standard error to the end of FILE (-: as it is), waits for it and
+# returns its status. TERM, HUP, USR1 and INT ask the run to stop; a second INT (Ctrl-C) ends it at once. TERM itself stays away
 # from the launcher below us, which would pass it on, wait for a short while and kill.
 run_stoppable() {
     local errors=$1 child='' again status
@@ -90,8 +90,9 @@ run_stoppable() {
     trap 'again=1; [[ -z $child || $SIGNALLED != INT ]] || kill -QUIT -- "-$child" 2>/dev/null; ask_to_stop INT' INT
     (
         trap '' TERM HUP USR1
+        [[ $errors == - ]] || exec 2>>"$errors"
         exec setsid "$@" # a group of its own: Ctrl-C reaches this script only
-    ) 2>>"$errors" &
+    ) &
     child=$!
     while :; do
         again='' status=0
