@@ -83,7 +83,9 @@ go_on_later() {
     [[ $done_steps != "$before" ]] ||
         fail "the time limit is too short: no step was done since it came last (step $done_steps); raise --time"
     trap '' TERM # requeueing ends the job's processes, this one too
-    scontrol requeue "$SLURM_JOB_ID" ||
-        fail "saved after step $done_steps, but Slurm does not requeue the job: submit the same line again"
-    say "the time limit is near: saved after step $done_steps, and queued again"
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        say "the time limit is near: saved after step $done_steps, and queued again"
+    else
+        say "saved after step $done_steps, but Slurm does not queue the job again: submit the same line"
+    fi
 }
