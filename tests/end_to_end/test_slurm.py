@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,22 +76,24 @@ def jobs(cluster, sft_command, rl_command) -> dict[str, Job]:
         cluster.folder / "rl" / "run", "model.parallel.tensor=2", "cluster.actor_ranks=2"
     )
     rl += ["train.steps=2", "data.eval_prompts=null"]
-    jobs = {
-        "cut": sft("cut", "--time 1 --save-seconds 15"),
-        "whole": sft("whole", ""),
-        "broken": sft("broken", "", "no.such=key"),
-        "rl": submit("rl", "", rl[rl.index("rl") :]),
-    }
-    _wait_for_the_time_limit(jobs["cut"])
+    jobs = {"cut": sft("cut", "--time 1 --save-seconds 5")}
+    with _held_until_told_to_stop(jobs["cut"]):
+        jobs["whole"] = sft("whole", "")
+        jobs["broken"] = sft("broken", "", "no.such=key")
+        jobs["rl"] = submit("rl", "", rl[rl.index("rl") :])
     for job in jobs.values():
         cluster.wait(job.number, 150)
     return jobs
 
 
-def _wait_for_the_time_limit(job: Job) -> None:
-    """Stop the ranks in their third step or later, so that the limit comes before the last."""
+@contextmanager
+def _held_until_told_to_stop(job: Job) -> Iterator[None]:
+    """Stop the ranks after some steps, so that the time limit comes before the last one.
+
+    Slurm looks at the limits every 30 s: it tells this job 25 to 55 s after its start.
+    """
     metrics = job.run / "metrics.jsonl"
-    until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), 60, "no third step")
+    until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), 120, "no third step")
     ranks = [
         number
         for number, line in processes_with(f"output.dir={job.run}").items()
@@ -99,7 +102,8 @@ def _wait_for_the_time_limit(job: Job) -> None:
     for number in ranks:
         os.kill(number, signal.SIGSTOP)
     try:
-        until((job.logs / "start-0" / "stop").exists, 60, "no signal came before the limit")
+        yield
+        until((job.logs / "start-0" / "stop").exists, 90, "no signal came before the limit")
     finally:
         for number in ranks:
             os.kill(number, signal.SIGCONT)
