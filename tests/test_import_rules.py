@@ -24,7 +24,7 @@ LEVELS = (
     {"models", "parallel"},
     {"algo", "data"},
     {"config"},
-    {"errors"},
+    {"errors", "launcher"},
     {"__init__"},
 )
 LEVEL_OF = {package: level for level, packages in enumerate(LEVELS) for package in packages}

@@ -93,7 +93,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
                             break
         summary = _select(directory.path)
         progress.table([(name, f"{value:.4g}") for name, value in summary.items()])
-        return {**summary, "interrupted": stopped}
+        return {**summary, "steps": len(jsonl.read(file)), "interrupted": stopped}
 
 
 def plain_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
