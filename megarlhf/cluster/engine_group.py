@@ -1,10 +1,12 @@
 """The vLLM engines, each a process of its own: prompts are shared out, weights reach all of them.
 
 An engine that dies or does not answer in time is replaced, brought to the version of the others and
-given its prompts again: see `replace`.
+given its prompts again: see `replace`. Other threads than the one that drives the trainer may sample.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from megarlhf.cluster.failures import wait_for_all
@@ -33,6 +35,8 @@ class EngineGroup:
         members: The engines' handles, by number.
         version: Of the weights that they sample from; None until the first update.
         restarts: Engines replaced so far.
+        repairs: Runs what it is given, and returns then: a repair, found to be needed while sampling,
+            which calls the trainer's ranks.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class EngineGroup:
             self.members[number] = processes.engine(number, self._recipe)
         self.version: int | None = None
         self.restarts = 0
+        self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
+        self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream, processes)
 
     def start(self) -> None:
@@ -78,15 +84,18 @@ class EngineGroup:
         count = len(self.members)
         answers: dict[int, list[list[Sample]]] = {}
         while missing := sorted(set(self.members) - set(answers)):
+            with self._replacing:
+                asked = {number: self.members[number] for number in missing}
             shares = {
-                number: self.members[number].generate.remote(
+                number: member.generate.remote(
                     list(prompts[number::count]), sampling, list(seeds[number::count])
                 )
-                for number in missing
+                for number, member in asked.items()
             }
             found, lost = self._failures_of(shares, self._config.rollout.timeout_s)
             answers |= found
-            self.replace(lost, "while sampling")
+            if lost:
+                self.repairs(partial(self._replace_asked, lost, asked))
         return [answers[i % count][i // count] for i in range(len(prompts))]
 
     # -- weights ----------------------------------------------------------------------------------
@@ -98,9 +107,15 @@ class EngineGroup:
             UserError: An engine does not have what was sent (`stream.verify`), or too many were lost.
         """
         self.version = version
-        return self._stream(sorted(self.members))
+        # One that died since the last update would keep the trainer's ranks waiting.
+        there = {number: member.process_id.remote() for number, member in self.members.items()}
+        _, lost = self._failures_of(there, self._config.cluster.stream_timeout_s)
+        self.replace(lost, f"before the update to version {version}")
+        return self._stream(sorted(set(self.members) - set(lost)))
 
     def _stream(self, numbers: list[int]) -> int:
+        if not numbers:
+            return 0
         receiving = {n: self.members[n].update_weights.remote(self.version) for n in numbers}
         # A rank that waits in vain ends by itself, after stream_timeout_s for each engine at most.
         sent = self._trainer.run("stream", numbers)
@@ -131,6 +146,16 @@ class EngineGroup:
 
     # -- faults -----------------------------------------------------------------------------------
 
+    def end(self) -> None:
+        """End all engines: what waits for them fails."""
+        for member in self.members.values():
+            self._processes.kill(member)
+
+    def _replace_asked(self, lost: dict[int, str], asked: dict[int, Any]) -> None:
+        """Replace those that gave no answer, unless an update has found that out before."""
+        still = {n: why for n, why in lost.items() if self.members[n] is asked[n]}
+        self.replace(still, "while sampling")
+
     def replace(self, lost: dict[int, str], when: str) -> None:
         """Start engines anew in place of some, with the weights of the current version.
 
@@ -141,25 +166,28 @@ class EngineGroup:
         Raises:
             UserError: ``stream.restarts`` are used up.
         """
-        for number, why in lost.items():
-            if self.restarts >= self._config.stream.restarts:
-                raise UserError(
-                    f"engine {number} was lost {when}: {why}; {self.restarts} were replaced before",
-                    where="stream.restarts",
-                    fix="look for the cause above; the same command goes on from the newest "
-                    "checkpoint",
-                )
-            self.restarts += 1
-            self._note(f"engine {number} was lost {when}: {why:.300}; starting it anew")
-            self._processes.kill(self.members[number])
-            self.members[number] = self._processes.engine(number, self._recipe)
-        if not lost:
-            return
-        new = {number: self.members[number] for number in lost}
-        self._wait_until_ready(new)
-        self._links.open(new)
-        if self.version is not None:
-            self._stream(sorted(new))
+        with self._replacing:
+            for number, why in lost.items():
+                self._start_anew(number, f"engine {number} was lost {when}: {why}")
+            if not lost:
+                return
+            new = {number: self.members[number] for number in lost}
+            self._wait_until_ready(new)
+            self._links.open(new)
+            if self.version is not None:
+                self._stream(sorted(new))
+
+    def _start_anew(self, number: int, why: str) -> None:
+        if self.restarts >= self._config.stream.restarts:
+            raise UserError(
+                f"{why}; {self.restarts} were replaced before",
+                where="stream.restarts",
+                fix="look for the cause above; the same command goes on from the newest checkpoint",
+            )
+        self.restarts += 1
+        self._note(f"{why:.340}; starting it anew")
+        self._processes.kill(self.members[number])
+        self.members[number] = self._processes.engine(number, self._recipe)
 
     def _wait_until_ready(self, members: dict[int, Any]) -> None:
         ready = [member.ready.remote() for member in members.values()]
