@@ -20,11 +20,11 @@ LEVELS = (
     {"cli", "demo", "parity"},
     {"trainer", "parity"},
     {"cluster"},
-    {"engine", "rollout", "sync", "rewards"},
+    {"engine", "rollout", "sync", "rewards", "agents"},
     {"models", "parallel"},
     {"algo", "data"},
     {"config"},
-    {"errors"},
+    {"errors", "launcher"},
     {"__init__"},
 )
 LEVEL_OF = {package: level for level, packages in enumerate(LEVELS) for package in packages}

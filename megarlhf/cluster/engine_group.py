@@ -51,8 +51,8 @@ class EngineGroup:
         environment = engine_environment(
             rollout.kv_cache_gib, on_gpu=processes.on_gpu, packed=rollout.packed_weights
         )
-        # Several calls at a time: an update may come while it samples.
-        self._recipe = Recipe(VllmEngine, (settings,), environment, concurrency=4)
+        # Several calls at a time: rollouts, an evaluation and an update.
+        self._recipe = Recipe(VllmEngine, (settings,), environment, concurrency=8)
         self.members: dict[int, Any] = {}
         for number in range(rollout.engines):
             self.members[number] = processes.engine(number, self._recipe)
@@ -92,10 +92,10 @@ class EngineGroup:
                 )
                 for number, member in asked.items()
             }
-            found, lost = self._failures_of(shares, self._config.rollout.timeout_s)
+            found, lost = self.failures_of(shares, self._config.rollout.timeout_s)
             answers |= found
             if lost:
-                self.repairs(partial(self._replace_asked, lost, asked))
+                self.repair(lost, asked)
         return [answers[i % count][i // count] for i in range(len(prompts))]
 
     # -- weights ----------------------------------------------------------------------------------
@@ -109,7 +109,7 @@ class EngineGroup:
         self.version = version
         # One that died since the last update would keep the trainer's ranks waiting.
         there = {number: member.process_id.remote() for number, member in self.members.items()}
-        _, lost = self._failures_of(there, self._config.cluster.stream_timeout_s)
+        _, lost = self.failures_of(there, self._config.cluster.stream_timeout_s)
         self.replace(lost, f"before the update to version {version}")
         return self._stream(sorted(set(self.members) - set(lost)))
 
@@ -126,7 +126,7 @@ class EngineGroup:
             if on_rank[number].error is not None
         }
         rest = {number: call for number, call in receiving.items() if number not in lost}
-        lost |= self._failures_of(rest, self._config.cluster.stream_timeout_s)[1]
+        lost |= self.failures_of(rest, self._config.cluster.stream_timeout_s)[1]
         if alive := {number: self.members[number] for number in rest if number not in lost}:
             self._verification.after_update(self._trainer, alive)
         self.replace(lost, f"in the update to version {self.version}")
@@ -145,6 +145,23 @@ class EngineGroup:
         )
 
     # -- faults -----------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Nothing to cancel: see `end`."""
+
+    def member(self, number: int) -> Any:
+        """An engine's handle, once it has its weights."""
+        with self._replacing:
+            return self.members[number]
+
+    def repair(self, lost: dict[int, str], asked: dict[int, Any]) -> None:
+        """Replace engines that gave no answer; from the thread that samples.
+
+        Args:
+            lost: Number to what happened.
+            asked: The handles that were asked, by number.
+        """
+        self.repairs(partial(self._replace_asked, lost, asked))
 
     def end(self) -> None:
         """End all engines: what waits for them fails."""
@@ -193,7 +210,8 @@ class EngineGroup:
         ready = [member.ready.remote() for member in members.values()]
         wait_for_all(ready, self._processes, self._config.cluster.start_timeout_s)
 
-    def _failures_of(
+    def failures_of(
         self, calls: dict[int, Any], timeout_s: float
     ) -> tuple[dict[int, Any], dict[int, str]]:
+        """What calls of engines returned, by engine, and why the others did not: see `lost_engines`."""
         return failures_of(calls, timeout_s, self._processes)

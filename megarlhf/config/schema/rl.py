@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass, field
 
+from megarlhf.config.schema.agent import AgentConfig
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig, ReferenceConfig
 from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
 from megarlhf.config.schema.data import PromptDataConfig
+from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
@@ -38,11 +40,15 @@ class RLConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    agent: AgentConfig = field(default_factory=AgentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     stream: StreamConfig = field(default_factory=StreamConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     reference: ReferenceConfig = field(default_factory=ReferenceConfig)
+    ptx: PtxConfig = field(default_factory=PtxConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
