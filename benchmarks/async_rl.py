@@ -5,8 +5,8 @@
 
 Every way is a run of ``megarlhf rl`` on the demo's task, one after the other, in turns. The actor's rank
 has one core for itself and the engine another (as by ``taskset``), in every way; so what differs is only
-whether they compute at the same time. All figures of a run are medians over the steps behind ``--warmup``; seconds
-a step are from one step's end to the next one's.
+whether they compute at the same time. A run's figures are medians over the steps behind ``--warmup``;
+seconds a step are from one step's end to the next one's.
 """
 
 import argparse
