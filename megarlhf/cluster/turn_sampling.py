@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rollout.settings import Sampling
 
@@ -126,7 +125,7 @@ class EngineTurns:
         call = getattr(member, method).remote(*arguments)
         loop = asyncio.get_running_loop()
         found, lost = await loop.run_in_executor(
-            self._threads, failures_of, {engine: call}, self._timeout_s
+            self._threads, self._engines.failures_of, {engine: call}, self._timeout_s
         )
         if engine in found:
             return found[engine]

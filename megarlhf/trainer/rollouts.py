@@ -78,6 +78,7 @@ class RolloutMaker:
             with phase("reward"):
                 tally.add(inputs.reward.score([s for group in sampled for s in group]))
             tally.check(wanted * self._sampling.samples)
+            inputs.stream.observe(sampled)
             rounds += 1
             scored = complete_groups(sampled)
             kept = self._worth_training(scored, rounds)

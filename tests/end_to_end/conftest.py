@@ -12,6 +12,8 @@ from megarlhf.report.metrics import MetricsLog
 
 TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
 STEPS = 4  # of `whole_run`
+TORCHRUN = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+
 REWARD = """
 def reward_func(queries, prompts, labels):
     # Short answers score: something a model of random weights can learn within a few steps.
@@ -66,6 +68,45 @@ def rl_command(model_dir, prompts_file, reward_file):
             "optimizer.lr=1e-3",
             "algorithm.kl_coef=0.01",
             "train.micro_batch_tokens=256",
+            f"output.dir={out}",
+            *overrides,
+        ]
+
+    return command
+
+
+def under_torchrun(command: list[str], ranks: int) -> list[str]:
+    """The same without Ray."""
+    python, _, *rest = command
+    launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [python, "-m", *launcher, f"--nproc_per_node={ranks}", "-m", *rest]
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    words = ["one", "two", "three", "four"]
+    rows = [{"input": f"what is {a} plus {b}?", "output": f"{b} {a}"} for a in words for b in words]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def sft_command(model_dir, rows_file):
+    """Builds `sft` by launch/torchrun.sh on two ranks; later overrides win."""
+
+    def command(out: Path, *overrides: str) -> list[str]:
+        return [
+            *(str(TORCHRUN), "--nproc", "2", "--", "sft"),
+            f"model.path={model_dir}",
+            "model.dtype=float32",
+            "model.parallel.tensor=2",
+            "model.parallel.sequence=true",
+            f"data.train=json@{rows_file}",
+            "data.apply_chat_template=true",
+            "data.max_tokens=64",
+            "train.batch_size=8",
+            "optimizer.lr=1e-3",
             f"output.dir={out}",
             *overrides,
         ]

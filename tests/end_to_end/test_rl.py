@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import STEPS, TP2, figures
+from tests.end_to_end.conftest import STEPS, TP2, figures, under_torchrun
 from tests.end_to_end.started import Started
 
 # Measured 1e-7 to 4e-7 in fp32; the project's promise is 1e-5.
@@ -63,6 +63,26 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
 
     run_cli(command)
     assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_run_is_the_same(tmp_path, rl_command, run_cli, whole_run):
+    out = tmp_path / "run"
+    command = rl_command(out, "model.parallel.tensor=2", f"train.steps={STEPS}")
+    run_cli(under_torchrun(command, 2))
+    assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_loss_of_a_process_ends_the_run(tmp_path, rl_command):
+    command = rl_command(tmp_path / "run", "train.steps=50")
+    run = Started(under_torchrun(command, 2))
+    for line in run.process.stdout:
+        if line.startswith("step  1/"):
+            os.kill(run.named(b"ActorWorker-1"), signal.SIGKILL)
+            break
+    _, errors = run.process.communicate(timeout=120)
+    assert run.process.returncode not in (0, None)
+    assert "(ActorWorker-1) ended unexpectedly: SIGKILL" in errors
+    assert run.left() == []
 
 
 # Its worker's parent is the driver: the first call, for the evaluation before training, is a Ctrl-C.

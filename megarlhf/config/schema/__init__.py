@@ -10,6 +10,7 @@ from megarlhf.config.schema.agent import (
 from megarlhf.config.schema.algorithm import (
     AlgorithmConfig,
     CriticConfig,
+    ReferenceConfig,
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
@@ -26,6 +27,12 @@ from megarlhf.config.schema.data import (
     StepDataConfig,
     SupervisedDataConfig,
     UnpairedDataConfig,
+)
+from megarlhf.config.schema.learning import (
+    EMAConfig,
+    EvaluationConfig,
+    PretrainingDataConfig,
+    PtxConfig,
 )
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
@@ -59,6 +66,8 @@ __all__ = [
     "CriticConfig",
     "DPOConfig",
     "DistillationLossConfig",
+    "EMAConfig",
+    "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
     "ModelConfig",
@@ -69,9 +78,12 @@ __all__ = [
     "ParallelConfig",
     "PreferenceDataConfig",
     "PreferenceLossConfig",
+    "PretrainingDataConfig",
     "PromptDataConfig",
+    "PtxConfig",
     "RLConfig",
     "RMConfig",
+    "ReferenceConfig",
     "RewardConfig",
     "RewardLossConfig",
     "RolloutConfig",
