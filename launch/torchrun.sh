@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs an offline command of megarlhf on every device of one or several nodes, through torchrun.
+# Runs a command of megarlhf on every device of one or several nodes, through torchrun.
 set -euo pipefail
 PROGRAM=torchrun.sh
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -11,7 +11,7 @@ usage: launch/torchrun.sh [options] -- COMMAND [arguments]
 
   launch/torchrun.sh --nproc 2 -- sft --config configs/FILE.yaml optimizer.lr=1e-5
 
-COMMAND is sft, rm, prm, dpo, kto or kd; what follows goes to megarlhf unchanged.
+COMMAND is rl, generate, sft, rm, prm, dpo, kto or kd; what follows goes to megarlhf unchanged.
 
   --nproc N         processes on this node (default: its GPUs, else 1)
   --nnodes N        nodes (default 1); run the same line on each, with its own --node-rank
@@ -45,7 +45,6 @@ while [[ $# -gt 0 ]]; do
 done
 
 [[ $# -gt 0 ]] || wrong "no megarlhf command: write it after '--'"
-[[ $1 != rl ]] || wrong "'rl' is driven by Ray: run 'megarlhf rl', or submit launch/slurm.sbatch"
 if [[ -z $nproc ]]; then
     nproc=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
     ((nproc > 0)) || nproc=1

@@ -35,11 +35,13 @@ class Command:
 
 COMMANDS = {
     "rl": Command(
-        schema.RLConfig, "megarlhf.trainer.rl:train", "reinforcement learning; Ray drives it"
+        schema.RLConfig,
+        "megarlhf.trainer.start:rl",
+        "reinforcement learning, on Ray or under torchrun",
     ),
     "generate": Command(
         schema.RLConfig,
-        "megarlhf.trainer.generation:generate",
+        "megarlhf.trainer.start:generate",
         "sample and score responses with the settings of rl, and keep the best and pairs of them",
     ),
     **{

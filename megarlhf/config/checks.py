@@ -6,6 +6,7 @@ names the key and what to change. Whether a model's architecture is supported is
 say, and whether an algorithm exists and what it asks of the settings for `algo`.
 """
 
+from megarlhf.config.async_checks import check_async
 from megarlhf.config.data_checks import check_data
 from megarlhf.config.layout_checks import (
     check_engine_heads,
@@ -17,6 +18,7 @@ from megarlhf.config.learning_checks import check_best_offline, check_learning
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
+from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.ranges import check_ranges, check_required
 from megarlhf.config.reward_checks import check_reward, models_by_name
 from megarlhf.config.schema import OfflineConfig, ParallelConfig, RLConfig
@@ -34,6 +36,7 @@ def check_rl(config: RLConfig) -> None:
     check_data(config.data)
     check_reward(config.reward)
     check_rollout_batch(config)
+    check_async(config)
     model = read_model_config(config.model.path)
     check_engine_weights(config.model.path)
     ranks = config.cluster.actor_ranks
@@ -41,6 +44,11 @@ def check_rl(config: RLConfig) -> None:
     check_engine_heads(config, model)
     check_sequence_length(rollout_lengths(config), model)
     check_rollout_shares(config, config.model.parallel, ranks)
+    check_placement(config)
+    if config.cluster.reference_ranks is not None:
+        ranks, parallel = config.cluster.reference_ranks, config.reference.parallel
+        check_parallel(parallel, model, ranks, "cluster.reference_ranks", "reference.parallel")
+        check_rollout_shares(config, parallel, ranks)
     check_learning(config, model)
 
 

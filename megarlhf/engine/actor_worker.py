@@ -33,7 +33,8 @@ class ActorWorker(ModelWorker):
         """Build and load the actor and the reference."""
         spec = ModelSpec.read(self.model.path)
         self.engine = self.new_engine(spec, optimizer=self.config.optimizer)
-        wants_reference = self.config.algorithm.kl_coef > 0
+        config = self.config
+        wants_reference = config.algorithm.kl_coef > 0 and config.cluster.reference_ranks is None
         self.reference = self.new_engine(spec) if wants_reference else None
         decay = self.config.ema.decay
         self.average = None if decay is None else AveragedWeights(self.engine, decay)
@@ -117,11 +118,11 @@ class ActorWorker(ModelWorker):
             self.reference.offload("weights")
         if "weights" in parts and self.average is not None:
             self.average.offload()
-        return self.engine.offload(*parts)
+        return super().offload(*parts)
 
     def reload(self) -> None:
         """Undo every `offload`."""
-        self.engine.reload()
+        super().reload()
         if self.reference is not None:
             self.reference.reload()
         if self.average is not None:

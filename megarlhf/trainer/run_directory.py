@@ -29,9 +29,13 @@ _MAY_CHANGE = (
     *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
     *("train.best_metric", "train.best_is", "train.max_skipped_steps", "evaluation."),
     "ema.export",
-    *(f"{model}.parallel.{key}" for model in ("model", "critic", "teacher") for key in _LAYOUT),
+    *(
+        f"{model}.parallel.{key}"
+        for model in ("model", "critic", "reference", "teacher")
+        for key in _LAYOUT
+    ),
     *("model.recompute", "critic.recompute", "critic.export"),
-    *("rollout.engines", "rollout.tensor_parallel"),
+    *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
     *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
 )

@@ -1,7 +1,10 @@
 """Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once."""
 
 import signal
+import time
 from types import FrameType, TracebackType
+
+ECHO_S = 1.0  # in which torchrun passes on to its ranks what a terminal has sent to them already
 
 
 class StopRequest:
@@ -9,6 +12,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self._asked = False
+        self._when = 0.0
 
     def __enter__(self) -> "StopRequest":
         self._previous = {
@@ -29,7 +33,9 @@ class StopRequest:
         return self._asked
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self._asked and time.monotonic() - self._when < ECHO_S:
+            return
         if self._asked:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked, self._when = True, time.monotonic()
         print("\nstopping after this step (again to stop at once) ...", flush=True)

@@ -1,4 +1,4 @@
-"""The models of an RL run that learn: the actor and, where the algorithm has one, the critic."""
+"""The models of an RL run that learn, actor and critic, and the reference that they are held to."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,11 +9,13 @@ from typing import Any
 from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.value_loss import ValueLoss
+from megarlhf.cluster.model_groups import ModelGroups
 from megarlhf.cluster.worker_group import WorkerGroup, joined
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.actor_worker import ActorWorker
 from megarlhf.engine.critic_worker import CriticWorker
+from megarlhf.engine.reference_worker import ReferenceWorker
 from megarlhf.parallel import context
 from megarlhf.trainer import experience
 from megarlhf.trainer.ptx import PretrainingRows
@@ -23,15 +25,20 @@ from megarlhf.trainer.updates import RolloutUpdates
 STATE = "models.json"  # in a checkpoint: what the driver knows of the models
 
 
-def critic_ranks(config: RLConfig, algorithm: Algorithm) -> int:
-    """How many the run needs."""
-    if not algorithm.needs_critic:
-        return 0
-    return config.cluster.critic_ranks or config.cluster.actor_ranks
+def kinds_of_models(config: RLConfig, algorithm: Algorithm) -> list[str]:
+    """Those that the run has on ranks of their own, as `placement_of` calls them."""
+    has_own_reference = config.cluster.reference_ranks is not None
+    wanted = {
+        "actor": True,
+        "critic": algorithm.needs_critic,
+        "reference": has_own_reference and config.algorithm.kl_coef > 0,
+        "reward": True,
+    }
+    return [kind for kind, is_wanted in wanted.items() if is_wanted]
 
 
 class TrainedModels:
-    """Actor and critic on their ranks.
+    """Actor, critic and reference on their ranks.
 
     Args:
         config: The run's configuration.
@@ -39,6 +46,7 @@ class TrainedModels:
         total_rollouts: Of the whole run.
         actor: Its ranks.
         critic: Its ranks, for an algorithm that has one.
+        reference: Its ranks, where it has its own; otherwise the actor's do its work.
         ptx: Rows that the actor learns from beside.
         note: Tells the person at the keyboard.
     """
@@ -50,12 +58,14 @@ class TrainedModels:
         total_rollouts: int,
         actor: WorkerGroup,
         critic: WorkerGroup | None = None,
+        reference: WorkerGroup | None = None,
         *,
         ptx: PretrainingRows | None = None,
         note: Callable[[str], None] = print,
     ) -> None:
         self._config, self._ptx = config, ptx
         self.actor, self.critic = actor, critic
+        self._reference = reference
         rollout = config.rollout
         self._loss = PolicyLoss(
             algorithm,
@@ -83,22 +93,25 @@ class TrainedModels:
             )
 
     @classmethod
-    def on_ray(
+    def placed(
         cls,
         config: RLConfig,
         algorithm: Algorithm,
         total_rollouts: int,
+        groups: ModelGroups,
         ptx: PretrainingRows | None,
         note: Callable[[str], None],
     ) -> "TrainedModels":
-        """With ranks as Ray actors, which `start` starts."""
-        actor = WorkerGroup(ActorWorker, config, config.cluster.actor_ranks)
-        ranks = critic_ranks(config, algorithm)
-        critic = WorkerGroup(CriticWorker, config, ranks) if ranks else None
-        return cls(config, algorithm, total_rollouts, actor, critic, ptx=ptx, note=note)
+        """With ranks in the places that ``groups`` has for them; `start` builds the models."""
+        workers = {"actor": ActorWorker, "critic": CriticWorker, "reference": ReferenceWorker}
+        kinds = kinds_of_models(config, algorithm)
+        models = {kind: groups.group(workers[kind], kind) for kind in kinds if kind in workers}
+        return cls(config, algorithm, total_rollouts, **models, ptx=ptx, note=note)
 
     def start(self, checkpoint: Path | None) -> None:
-        """Build and load the models; go on from a checkpoint."""
+        """Build and load the models; those that learn go on from a checkpoint."""
+        if self._reference is not None:
+            self._reference.start()
         for name, group in self._groups():
             group.start()
             if checkpoint is not None:
@@ -139,7 +152,8 @@ class TrainedModels:
         """
         valuing = [] if self.critic is None else self.critic.call("values", sequences)
         if self._config.algorithm.kl_coef > 0:
-            values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
+            reference = self._reference or self.actor
+            values = reference.merged("reference_logprobs", sequences, self._loss.temperature)
             experience.add_field(sequences, "reference_logprobs", values)
         if experience.needs_old_logprobs(self._config.algorithm):
             values = self.actor.merged("logprobs", sequences, self._loss.temperature)

@@ -17,10 +17,10 @@ SAID = "megarlhf: error: model.safetensors: the weights end early\n  -> download
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Runs ``megarlhf rl`` whose training is the given function: status and what it printed."""
-    import megarlhf.trainer.rl
+    import megarlhf.trainer.start
 
     def run(train):
-        monkeypatch.setattr(megarlhf.trainer.rl, "train", train)
+        monkeypatch.setattr(megarlhf.trainer.start, "rl", train)
         return main(["rl"]), capsys.readouterr().err
 
     return run

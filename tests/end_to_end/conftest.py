@@ -71,6 +71,13 @@ def rl_command(model_dir, prompts_file, reward_file):
     return command
 
 
+def under_torchrun(command: list[str], ranks: int) -> list[str]:
+    """The same without Ray."""
+    python, _, *rest = command
+    launcher = ["torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    return [python, "-m", *launcher, f"--nproc_per_node={ranks}", "-m", *rest]
+
+
 @pytest.fixture(scope="session")
 def run_cli():
     def run(command: list[str], *, status: int = 0, timeout: float = 180) -> str:

@@ -81,7 +81,6 @@ def test_torchrun_dry_run_on_two_nodes():
         ("--nproc two -- sft", "not 'two'"),
         ("--procs 2 -- sft", "unknown option '--procs'"),
         ("sft --config x", "'sft' stands before '--'"),
-        ("-- rl", "driven by Ray"),
         ("--nnodes 2 --master-addr h -- sft", "needs --node-rank"),
         ("--nnodes 2 --node-rank 0 -- sft", "needs --master-addr"),
         ("--nnodes 2 --node-rank 2 --master-addr h -- sft", "from 0 to 1, not '2'"),

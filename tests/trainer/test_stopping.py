@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from megarlhf.trainer import stopping
 from megarlhf.trainer.stopping import StopRequest
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -18,7 +19,8 @@ def handlers():
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_first_signal_asks_and_the_second_stops(capsys, handlers, first, second):
+def test_the_first_signal_asks_and_the_second_stops(capsys, handlers, monkeypatch, first, second):
+    monkeypatch.setattr(stopping, "ECHO_S", 0.0)
     with pytest.raises(KeyboardInterrupt), StopRequest() as stop:
         assert not stop
         signal.raise_signal(first)
@@ -26,6 +28,13 @@ def test_the_first_signal_asks_and_the_second_stops(capsys, handlers, first, sec
         assert "stopping after this step" in capsys.readouterr().out
         signal.raise_signal(second)
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_the_same_signal_passed_on_by_torchrun_is_no_second_one():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert stop
 
 
 def test_handlers_come_back(handlers):

@@ -7,6 +7,7 @@ sections. A key on the command line or in YAML is the dotted path of a field: ``
 from megarlhf.config.schema.algorithm import (
     AlgorithmConfig,
     CriticConfig,
+    ReferenceConfig,
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
@@ -78,6 +79,7 @@ __all__ = [
     "PtxConfig",
     "RLConfig",
     "RMConfig",
+    "ReferenceConfig",
     "RewardConfig",
     "RewardLossConfig",
     "RolloutConfig",
