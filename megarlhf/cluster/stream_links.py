@@ -8,6 +8,8 @@ import ray
 from megarlhf.cluster.ray_cluster import have_gpus
 from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
 from megarlhf.config.schema import RLConfig
+from megarlhf.models.lora.wanted import adapters_of
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.link import StreamInfo
@@ -30,7 +32,7 @@ class StreamLinks:
 
     def __init__(self, config: RLConfig, trainer: WorkerGroup) -> None:
         self._config, self._trainer = config, trainer
-        self._made = 0
+        self._made, self._adapters = 0, _adapters_of(config)
         self._port = ray.get(trainer.members[0].serve_stream.remote(trainer.host))
         nodes = ray.get([member.__ray_call__.remote(_node) for member in trainer.members])
         self._nodes = set(nodes)
@@ -77,7 +79,18 @@ class StreamLinks:
             bucket_bytes=config.stream.bucket_mib * 2**20,
             dtype=config.rollout.dtype or config.model.dtype,
             timeout_s=config.cluster.stream_timeout_s,
+            adapters=self._adapters,
+            adapter_dtype=config.model.dtype,
         )
+
+
+def _adapters_of(config: RLConfig) -> dict[str, Any] | None:
+    """The adapters that are trained, as `StreamInfo` has them."""
+    if not config.lora.is_on:
+        return None
+    topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
+    spec = ModelSpec.read(config.model.path)
+    return asdict(adapters_of(config.lora, spec, topology, config.train.seed).spec.adapter)
 
 
 def _node(_: Any) -> str:

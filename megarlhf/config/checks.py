@@ -13,6 +13,7 @@ from megarlhf.config.layout_checks import (
     check_sequence_length,
     check_shares,
 )
+from megarlhf.config.lora_checks import check_lora
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
@@ -31,6 +32,7 @@ def check_rl(config: RLConfig) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_lora(config.lora, config.model)
     check_reward(config.reward)
     check_rollout_batch(config)
     model = read_model_config(config.model.path)
@@ -90,6 +92,7 @@ def check_offline(config: OfflineConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_lora(config.lora, config.model)
     check_evaluation(config)
     check_loss(config)
     model = read_model_config(config.model.path)

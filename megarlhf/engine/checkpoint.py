@@ -74,7 +74,7 @@ def load(engine: "ModelEngine", directory: Path) -> None:
         del wanted["random"]  # one state a rank: there is none for these ranks
     state = dist_checkpointing.load(wanted, str(directory))
     for index, chunk in enumerate(engine.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+        chunk.load_state_dict(state[f"model{index}"], strict=engine.adapters is None)
     if engine.optimizer is not None:
         with torch.no_grad():
             engine.optimizer.load_state_dict(state["optimizer"])
@@ -88,8 +88,7 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
     state: dict[str, Any] = {
-        f"model{index}": chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
-        for index, chunk in enumerate(engine.chunks)
+        f"model{index}": _parameters(engine, chunk) for index, chunk in enumerate(engine.chunks)
     }
     if engine.optimizer is not None:
         begin_state(engine.optimizer)
@@ -105,6 +104,18 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     world = engine.topology.world
     state["random"] = ShardedObject("random", random, (world,), (engine.rank,))
     return state
+
+
+def _parameters(engine: "ModelEngine", chunk: Any) -> dict[str, Any]:
+    """A chunk's, in Megatron's description; where adapters are trained, only what is trained."""
+    every = chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
+    if engine.adapters is None:
+        return every
+    return {
+        name: part
+        for name, part in every.items()
+        if torch.is_tensor(getattr(part, "data", None)) and part.data.requires_grad
+    }
 
 
 def _count_padding_as_data(engine: "ModelEngine") -> None:

@@ -48,6 +48,12 @@ SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"
 def generate(config: RLConfig) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
     checks.check_rl(config)
+    if config.lora.is_on:
+        raise UserError(
+            "nothing is trained here, and adapters are not loaded",
+            where="lora",
+            fix="merge them first (megarlhf merge-lora), and set model.path to the result",
+        )
     spec = read_language_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)

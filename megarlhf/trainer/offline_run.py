@@ -10,12 +10,13 @@ from typing import Any
 from megarlhf.config.schema import OfflineConfig, OptimizerConfig
 from megarlhf.data.records import Batch, Example
 from megarlhf.engine import checkpoint
+from megarlhf.engine.before_training import before_training
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.engine.result import write_result
 from megarlhf.engine.schedule import learning_rate
 from megarlhf.errors import UserError
 from megarlhf.models.build import DTYPES
-from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.trainer.offline_inputs import OfflineInputs
@@ -92,7 +93,7 @@ class OfflineRun:
                 Parts(
                     config=self.config,
                     engine=self.engine,
-                    frozen_copy=lambda: self._build(groups),
+                    frozen_copy=lambda: before_training(self.engine, lambda: self._build(groups)),
                     rows=(self.inputs.rows, *([] if held_out is None else [held_out])),
                     directory=Path(self.config.output.dir),
                     launched=self.launched,
@@ -139,16 +140,9 @@ class OfflineRun:
         if interrupted:
             self._note(f"stopped after step {self.step}; the same command goes on from there")
             return {"interrupted": True, "steps": self.step}
-        model = Path(self.config.output.dir) / "model"
+        model = Path(self.config.output.dir) / self.config.lora.result
         with self._phase("export", setup=True):
-            export_huggingface(
-                self.inputs.spec,
-                self.inputs.topology,
-                self.launched.rank,
-                self.engine.chunks,
-                model,
-                DTYPES[self.config.model.dtype],
-            )
+            write_result(self.engine, model, DTYPES[self.config.model.dtype])
         summary: dict[str, Any] = {**self._figures, "steps": self.step}
         if self.log is not None:
             totals = self.log.progress.totals()
@@ -165,6 +159,7 @@ class OfflineRun:
             self.launched.rank,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
             optimizer=optimizer,
+            adapters=self.inputs.adapters,
         )
 
     def _is_due(self, every: int) -> bool:

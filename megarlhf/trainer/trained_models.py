@@ -82,10 +82,11 @@ class TrainedModels:
 
     def export(self, directory: Path) -> Path:
         """Write the actor, and the critic where it is wanted; returns the actor's directory."""
-        self.actor.run("export", str(directory / "model"))
+        result = directory / self._config.lora.result
+        self.actor.run("export", str(result))
         if self.critic is not None and self._config.critic.export:
             self.critic.run("export", str(directory / "critic"))
-        return directory / "model"
+        return result
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences the critic's values, the reference's and the old policy's logprobs.

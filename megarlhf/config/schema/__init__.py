@@ -24,6 +24,7 @@ from megarlhf.config.schema.data import (
     SupervisedDataConfig,
     UnpairedDataConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "DistillationLossConfig",
     "KDConfig",
     "KTOConfig",
+    "LoraConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

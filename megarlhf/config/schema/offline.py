@@ -18,6 +18,7 @@ from megarlhf.config.schema.data import (
     SupervisedDataConfig,
     UnpairedDataConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ class OfflineConfig:
     """What all commands have in common that torchrun starts."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: RowDataConfig = field(default_factory=RowDataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig
 from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
 from megarlhf.config.schema.data import PromptDataConfig
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
@@ -26,6 +27,7 @@ class RLConfig:
     """``megarlhf rl``."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)

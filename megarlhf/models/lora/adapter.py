@@ -88,16 +88,16 @@ class AdapterSpec(ModelSpec):
         return {**self.family.resolve_dims(self.settings), "lora_rank": self.adapter.rank}
 
     @cached_property
-    def base_entries(self) -> tuple[Entry, ...]:
-        """Those of the model itself."""
-        return ModelSpec.entries.func(self)
+    def base(self) -> ModelSpec:
+        """The model itself."""
+        return ModelSpec(**{field.name: getattr(self, field.name) for field in fields(ModelSpec)})
 
     @cached_property
     def entries(self) -> tuple[Entry, ...]:
         """A and B of every Megatron linear that has any, and a scalar head."""
         found = [part for linear in self.linears for part in (linear.down, linear.up)]
         if self.scalar_head is not None:
-            (head,) = (e for e in self.base_entries if e.parameter == "output_layer.weight")
+            (head,) = (e for e in self.base.entries if e.parameter == "output_layer.weight")
             (tensor,) = head.tensors
             found.append(replace(head, tensors=(replace(tensor, name=PREFIX + tensor.name),)))
         return tuple(found)
@@ -105,7 +105,7 @@ class AdapterSpec(ModelSpec):
     @cached_property
     def linears(self) -> "tuple[AdaptedLinear, ...]":
         """The Megatron linears that have adapters."""
-        found = (self._linear(entry) for entry in self.base_entries if is_linear(entry))
+        found = (self._linear(entry) for entry in self.base.entries if is_linear(entry))
         return tuple(linear for linear in found if linear is not None)
 
     def _linear(self, entry: Entry) -> "AdaptedLinear | None":
@@ -171,8 +171,8 @@ def module_name(tensor: str) -> str:
 
 def target_names(spec: ModelSpec) -> tuple[str, ...]:
     """Hugging Face's names of a model's linears, in a layer's order."""
-    entries = spec.base_entries if isinstance(spec, AdapterSpec) else spec.entries
-    names = (module_name(t.name) for entry in entries if is_linear(entry) for t in entry.tensors)
+    linears = (entry for entry in spec.entries if is_linear(entry))
+    names = (module_name(tensor.name) for entry in linears for tensor in entry.tensors)
     return tuple(dict.fromkeys(names))
 
 
