@@ -1,10 +1,12 @@
 """The vLLM engines as Ray actors: prompts are shared out, weights reach all of them.
 
 An engine that dies or does not answer in time is replaced, brought to the version of the others and
-given its prompts again: see `replace`.
+given its prompts again: see `replace`. Other threads than the one that drives the trainer may sample.
 """
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import ray
@@ -35,6 +37,8 @@ class EngineGroup:
         version: Of the weights that they sample from; None until the first update.
         restarts: Engines replaced so far.
         before_stream: Called before weights are sent, for a trainer that has put them away.
+        repairs: Runs what it is given, and returns then: a repair, found to be needed while sampling,
+            which calls the trainer's ranks.
     """
 
     def __init__(
@@ -58,6 +62,8 @@ class EngineGroup:
         self.version: int | None = None
         self.restarts = 0
         self.before_stream: Callable[[], None] = lambda: None
+        self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
+        self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream)
 
     def start(self) -> None:
@@ -85,15 +91,18 @@ class EngineGroup:
         count = len(self.members)
         answers: dict[int, list[list[Sample]]] = {}
         while missing := sorted(set(self.members) - set(answers)):
+            with self._replacing:
+                asked = {number: self.members[number] for number in missing}
             shares = {
-                number: self.members[number].generate.remote(
+                number: member.generate.remote(
                     list(prompts[number::count]), sampling, list(seeds[number::count])
                 )
-                for number in missing
+                for number, member in asked.items()
             }
             found, lost = failures_of(shares, self._config.rollout.timeout_s)
             answers |= found
-            self.replace(lost, "while sampling")
+            if lost:
+                self.repairs(partial(self._replace_asked, lost, asked))
         return [answers[i % count][i // count] for i in range(len(prompts))]
 
     # -- weights ----------------------------------------------------------------------------------
@@ -105,9 +114,15 @@ class EngineGroup:
             UserError: An engine does not have what was sent (`stream.verify`), or too many were lost.
         """
         self.version = version
-        return self._stream(sorted(self.members))
+        # One that died since the last update would keep the trainer's ranks waiting.
+        there = {number: member.process_id.remote() for number, member in self.members.items()}
+        _, lost = failures_of(there, self._config.cluster.stream_timeout_s)
+        self.replace(lost, f"before the update to version {version}")
+        return self._stream(sorted(set(self.members) - set(lost)))
 
     def _stream(self, numbers: list[int]) -> int:
+        if not numbers:
+            return 0
         self.before_stream()
         receiving = {n: self.members[n].update_weights.remote(self.version) for n in numbers}
         # A rank that waits in vain ends by itself, after stream_timeout_s for each engine at most.
@@ -137,6 +152,16 @@ class EngineGroup:
 
     # -- faults -----------------------------------------------------------------------------------
 
+    def end(self) -> None:
+        """End all engines: what waits for them fails."""
+        for member in self.members.values():
+            ray.kill(member)
+
+    def _replace_asked(self, lost: dict[int, str], asked: dict[int, Any]) -> None:
+        """Replace those that gave no answer, unless an update has found that out before."""
+        still = {n: why for n, why in lost.items() if self.members[n] is asked[n]}
+        self.replace(still, "while sampling")
+
     def replace(self, lost: dict[int, str], when: str) -> None:
         """Start engines anew in place of some, with the weights of the current version.
 
@@ -147,25 +172,29 @@ class EngineGroup:
         Raises:
             UserError: ``stream.restarts`` are used up.
         """
-        for number, why in lost.items():
-            if self.restarts >= self._config.stream.restarts:
-                raise UserError(
-                    f"engine {number} was lost {when}: {why}; {self.restarts} were replaced before",
-                    where="stream.restarts",
-                    fix="look for the cause in Ray's logs; the same command goes on from the newest "
-                    "checkpoint",
-                )
-            self.restarts += 1
-            self._note(f"engine {number} was lost {when}: {why:.300}; starting it anew")
-            ray.kill(self.members[number])
-            self.members[number] = self._remote.remote(self._settings)
-        if not lost:
-            return
-        new = {number: self.members[number] for number in lost}
-        wait_for_all(
-            [member.ready.remote() for member in new.values()],
-            self._config.cluster.start_timeout_s,
-        )
-        self._links.open(new)
-        if self.version is not None:
-            self._stream(sorted(new))
+        with self._replacing:
+            for number, why in lost.items():
+                self._start_anew(number, f"engine {number} was lost {when}: {why}")
+            if not lost:
+                return
+            new = {number: self.members[number] for number in lost}
+            wait_for_all(
+                [member.ready.remote() for member in new.values()],
+                self._config.cluster.start_timeout_s,
+            )
+            self._links.open(new)
+            if self.version is not None:
+                self._stream(sorted(new))
+
+    def _start_anew(self, number: int, why: str) -> None:
+        if self.restarts >= self._config.stream.restarts:
+            raise UserError(
+                f"{why}; {self.restarts} were replaced before",
+                where="stream.restarts",
+                fix="look for the cause in Ray's logs; the same command goes on from the newest "
+                "checkpoint",
+            )
+        self.restarts += 1
+        self._note(f"{why:.340}; starting it anew")
+        ray.kill(self.members[number])
+        self.members[number] = self._remote.remote(self._settings)

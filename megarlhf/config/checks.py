@@ -6,6 +6,7 @@ names the key and what to change. Whether a model's architecture is supported is
 say, and whether an algorithm exists and what it asks of the settings for `algo`.
 """
 
+from megarlhf.config.async_checks import check_async
 from megarlhf.config.data_checks import check_data
 from megarlhf.config.layout_checks import (
     check_engine_heads,
@@ -35,6 +36,7 @@ def check_rl(config: RLConfig) -> None:
     check_lora(config.lora, config.model)
     check_reward(config.reward)
     check_rollout_batch(config)
+    check_async(config)
     model = read_model_config(config.model.path)
     check_engine_weights(config.model.path)
     ranks = config.cluster.actor_ranks

@@ -66,6 +66,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "algorithm.correction_low",
             "algorithm.kl_coef",
             "critic.warmup_rollouts",
+            "rollout.async_steps",
             "reward.workers",
             "reward.retries",
             "algorithm.overlong_penalty",

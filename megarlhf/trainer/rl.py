@@ -5,7 +5,6 @@ from typing import Any
 
 from megarlhf.algo import registry
 from megarlhf.config.schema import RLConfig
-from megarlhf.data.records import Sample
 from megarlhf.trainer.experience import as_sequences
 from megarlhf.trainer.rl_inputs import prepare
 from megarlhf.trainer.rl_run import RLRun
@@ -25,21 +24,14 @@ def train(config: RLConfig) -> dict[str, Any]:
         with RLRun(config, inputs, directory) as run, StopRequest() as stop:
             run.begin()  # or go on from the newest checkpoint
             while run.step < inputs.total_steps and not stop:
-                groups: list[list[Sample]] = []
-                while missing := config.rollout.prompts_per_step - len(groups):
-                    prompts = inputs.stream.next_batch(missing)
-                    with run.phase("generate"):
-                        sampled = run.sample(prompts)
-                    with run.phase("reward"):
-                        run.score(sampled)
-                    groups += run.worth_training(sampled)  # all, or those with a signal
-                sequences = as_sequences(groups)
+                rollout = run.next_rollout()  # sampled, scored, worth training on
+                sequences = as_sequences(rollout.groups)
                 with run.phase("predict"):
                     run.add_predictions(sequences)
-                run.credit.assign(groups, sequences)
+                run.credit.assign(rollout.groups, sequences)
                 with run.phase("train"):
                     metrics = run.update_models(sequences)
                 with run.phase("stream"):
                     metrics |= run.update_engines()
-                run.finish_step(groups, metrics)
+                run.finish_step(rollout, metrics)
             return run.finish(interrupted=run.step < inputs.total_steps)

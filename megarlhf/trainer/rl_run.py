@@ -1,29 +1,27 @@
 """The parts of an RL run and what the loop does with them."""
 
 import math
-import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
-from megarlhf.algo.filtering import groups_with_signal
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.ray_cluster import ray_cluster
 from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
-from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
-from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
+from megarlhf.trainer.sources import rollouts_of
 from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
 
 
@@ -43,19 +41,10 @@ class RLRun:
     def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
         self.config, self.inputs, self.directory = config, inputs, directory
         self.step = 0
-        self._rounds = self._dropped = 0  # of sampling, and prompts dropped, in this step
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
-        self._tally = Tally()
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
-        self._sampling = Sampling(
-            samples=config.rollout.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_new_tokens=config.rollout.max_new_tokens,
-        )
         self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
@@ -65,6 +54,7 @@ class RLRun:
         checkpoint = self.directory.newest_checkpoint()
         if checkpoint is not None:
             self._restore(checkpoint.state)
+        self._stream = self.inputs.stream.state_dict()  # of what was trained on
         self.log = RunLog(
             self.directory.path,
             self.config,
@@ -90,6 +80,9 @@ class RLRun:
             self.engines.start()
             self.engines.connect(self.models.actor)
             self.turns = turns_of(self.config, self.models.actor, self.engines, note)
+            self._rollouts = self._exit.enter_context(
+                rollouts_of(self.config, self.inputs, self.engines, self.turns, self.phase, note)
+            )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -112,35 +105,15 @@ class RLRun:
             self._accuracy_before = self._evaluate()
             self.log.point(0, {"eval_accuracy": self._accuracy_before})
             self.log.progress.note(f"held-out accuracy before: {self._accuracy_before:.1%}")
+        self._rollouts.start(self.step)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a part of the step."""
         return self.log.progress.phase(name)
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
-        """Samples of every prompt from the engines; the same for the same seed and step."""
-        again = f"-{self._rounds}" if self._rounds else ""
-        seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
-        self._rounds += 1
-        self.turns.sample()
-        return self.engines.generate(
-            prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
-        )
-
-    def score(self, groups: Sequence[Sequence[Sample]]) -> None:
-        """Set every sample's reward; those that could not be scored keep none and are counted."""
-        self._tally.add(self.inputs.reward.score([sample for group in groups for sample in group]))
-        rollout = self.config.rollout
-        self._tally.check(rollout.prompts_per_step * rollout.samples_per_prompt)
-
-    def worth_training(self, groups: list[list[Sample]]) -> list[list[Sample]]:
-        """All scored groups; with dynamic filtering those with a signal, while there are refills."""
-        algorithm, groups = self.config.algorithm, complete_groups(groups)
-        if not algorithm.dynamic_filtering or self._rounds > algorithm.max_refills:
-            return groups
-        keep = groups_with_signal([[sample.reward for sample in group] for group in groups])
-        self._dropped += keep.count(False)
-        return [group for group, kept in zip(groups, keep, strict=True) if kept]
+    def next_rollout(self) -> Rollout:
+        """The samples to train on now, scored and filtered: `RolloutMaker`."""
+        return self._rollouts.take(self.step)
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
@@ -159,16 +132,14 @@ class RLRun:
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights into every engine."""
         sent = self.turns.update(self.step + 1)
+        self._rollouts.has_weights(self.step + 1)
         return {"stream_bytes": float(sent)}
 
-    def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
+    def finish_step(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Count, log, and evaluate and save where they are due."""
         self.step += 1
-        if self.config.algorithm.dynamic_filtering:
-            metrics["groups_dropped"] = self._dropped / (self._dropped + len(groups))
-        self._rounds = self._dropped = 0
-        metrics = {**experience.rollout_metrics(groups), **self._tally.metrics(), **metrics}
-        self._tally = Tally()
+        self._stream = rollout.stream
+        metrics = {**experience.rollout_metrics(rollout.groups), **rollout.metrics, **metrics}
         train = self.config.train
         if self.inputs.eval_prompts and train.eval_every and self.step % train.eval_every == 0:
             with self.phase("evaluate"):
@@ -176,7 +147,7 @@ class RLRun:
         if train.save_every and self.step % train.save_every == 0:
             with self.phase("save"):
                 self._save()
-        self.log.rollouts(self.step, groups)
+        self.log.rollouts(self.step, rollout.groups)
         self.log.step(self.step, metrics)
 
     def finish(self, *, interrupted: bool) -> dict[str, Any]:
@@ -240,19 +211,20 @@ class RLRun:
 
     def _save(self) -> None:
         self.turns.train()
-        directory = self.directory.begin_checkpoint(self.step)
-        self.models.save(directory)
-        self.directory.commit_checkpoint(
-            directory,
-            {
-                "step": self.step,
-                "stream": self.inputs.stream.state_dict(),
-                "credit": self.credit.state_dict(),
-                "accuracy_before": self._accuracy_before,
-                "worst_gap": self._worst_gap,
-                "saved_at": time.time(),
-            },
-        )
+        with self._rollouts.undisturbed():
+            directory = self.directory.begin_checkpoint(self.step)
+            self.models.save(directory)
+            self.directory.commit_checkpoint(
+                directory,
+                {
+                    "step": self.step,
+                    "stream": self._stream,  # not that of rollouts made ahead: they are made again
+                    "credit": self.credit.state_dict(),
+                    "accuracy_before": self._accuracy_before,
+                    "worst_gap": self._worst_gap,
+                    "saved_at": time.time(),
+                },
+            )
         self._saved_step = self.step
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import torch
 
 from megarlhf.report.metrics import MetricsLog
 from tests.end_to_end.conftest import figures
+from tests.end_to_end.started import Started
 
 TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
 STEPS = 4
@@ -47,12 +46,15 @@ def test_one_rank_agrees_too_and_takes_the_same_steps(tmp_path, rl_command, run_
     assert first["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "placement"), [(signal.SIGINT, "separate"), (signal.SIGTERM, "colocated")]
+)
 def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
-    tmp_path, rl_command, run_cli, whole_run, number
+    tmp_path, rl_command, run_cli, whole_run, number, placement
 ):
+    """A colocated one too: it takes the very steps of the one with engines of their own memory."""
     out = tmp_path / "run"
-    command = rl_command(out, *TP2, f"train.steps={STEPS}")
+    command = rl_command(out, *TP2, f"train.steps={STEPS}", f"rollout.placement={placement}")
     run = Started(command)
     seen = []
     for line in run.process.stdout:
@@ -166,48 +168,3 @@ def test_reward_that_raises_shows_the_prompt_and_leaves_no_process(tmp_path, rl_
 def _last_answers(run: Path) -> list[dict]:
     answers = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     return [answer for answer in answers if answer["step"] == answers[-1]["step"]]
-
-
-class Started:
-    """A command whose descendants are known by a mark in their environment, wherever they went."""
-
-    def __init__(self, command: list[str]) -> None:
-        mark = f"MEGARLHF_TEST_MARK={uuid.uuid4().hex}"
-        self._mark = mark.encode()
-        name, value = mark.split("=")
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, name: value},
-        )
-
-    def left(self) -> list[str]:
-        """Command lines of descendants still alive a few seconds after the command ended."""
-        for _ in range(50):
-            left = [_read(folder / "cmdline").decode() for folder in self._marked()]
-            if not left:
-                break
-            time.sleep(0.1)
-        return left
-
-    def named(self, start: bytes) -> int:
-        """The process id of a descendant whose command line starts so."""
-        found = (f for f in self._marked() if _read(f / "cmdline").startswith(start))
-        return int(next(found).name)
-
-    def count(self) -> int:
-        return len(self._marked())
-
-    def _marked(self) -> list[Path]:
-        folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-        return [folder for folder in folders if self._mark in _read(folder / "environ")]
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:  # it ended in between
-        return b""
