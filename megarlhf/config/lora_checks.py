@@ -27,10 +27,6 @@ def check_lora(lora: LoraConfig, model: ModelConfig) -> None:
         )
     if not lora.target_modules:
         raise UserError("is empty", where="lora.target_modules", fix="use all-linear")
-    if not 0 <= lora.dropout < 1:
-        raise UserError(f"must be at least 0 and below 1, got {lora.dropout}", where="lora.dropout")
-    if not lora.alpha > 0:
-        raise UserError(f"must be greater than 0, got {lora.alpha}", where="lora.alpha")
     if lora.base != "full" and model.experts == "grouped":
         raise UserError(
             f"experts with lora.base={lora.base} are computed one by one",
