@@ -1,6 +1,6 @@
 """Rules about adapters."""
 
-from megarlhf.config.schema import LoraConfig, ModelConfig
+from megarlhf.config.schema import LoraConfig, ModelConfig, RLConfig
 from megarlhf.errors import UserError
 
 
@@ -32,4 +32,19 @@ def check_lora(lora: LoraConfig, model: ModelConfig) -> None:
             f"experts with lora.base={lora.base} are computed one by one",
             where="model.experts",
             fix="leave model.experts=auto",
+        )
+
+
+def check_lora_in_rl(config: RLConfig) -> None:
+    """The settings of ``lora`` fit to those of a whole RL run.
+
+    Raises:
+        UserError: They do not.
+    """
+    check_lora(config.lora, config.model)
+    if config.lora.is_on and config.cluster.reference_ranks is not None:
+        raise UserError(
+            "with lora the reference is the actor's own model with its adapters off: it needs no ranks",
+            where="cluster.reference_ranks",
+            fix="leave it out",
         )

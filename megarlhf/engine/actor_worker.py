@@ -1,10 +1,13 @@
 """What one rank of the actor does: actor, reference, stream."""
 
+from pathlib import Path
 from typing import Any
 
 from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.averaged_weights import AveragedWeights
 from megarlhf.engine.before_training import before_training
+from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine, Part
 from megarlhf.engine.model_worker import ModelWorker
 from megarlhf.models.lora.wanted import adapters_of
@@ -32,12 +35,15 @@ class ActorWorker(ModelWorker):
     def build(self) -> None:
         """Build and load the actor and the reference."""
         spec = ModelSpec.read(self.model.path)
-        adapters = adapters_of(self.config.lora, spec, self.topology, self.config.train.seed)
-        self.engine = self.new_engine(spec, optimizer=self.config.optimizer, adapters=adapters)
-        wants_reference = self.config.algorithm.kl_coef > 0
+        config = self.config
+        adapters = adapters_of(config.lora, spec, self.topology, config.train.seed)
+        self.engine = self.new_engine(spec, optimizer=config.optimizer, adapters=adapters)
+        wants_reference = config.algorithm.kl_coef > 0 and config.cluster.reference_ranks is None
         self.reference = (
             before_training(self.engine, lambda: self.new_engine(spec)) if wants_reference else None
         )
+        decay = config.ema.decay
+        self.average = None if decay is None else AveragedWeights(self.engine, decay)
 
     def reference_logprobs(
         self, sequences: list[TokenSequence], temperature: float
@@ -51,6 +57,33 @@ class ActorWorker(ModelWorker):
     ) -> dict[int, list[float]]:
         """See `ModelEngine.logprobs`; of the actor."""
         return self.engine.logprobs(sequences, temperature=temperature)
+
+    # -- average ----------------------------------------------------------------------------------
+
+    def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
+        """See `ModelWorker.train`; the average follows."""
+        metrics = super().train(sequences, loss, lr)
+        if self.average is not None and not metrics["skipped_steps"]:
+            self.average.update()
+        return metrics
+
+    def save(self, directory: str) -> None:
+        """See `ModelWorker.save`; the average is a checkpoint inside that one."""
+        super().save(directory)
+        if self.average is not None:
+            self.average.save(Path(directory) / "average")
+
+    def load(self, directory: str) -> None:
+        """See `ModelWorker.load`."""
+        super().load(directory)
+        if self.average is not None:
+            self.average.load(Path(directory) / "average")
+
+    def export_average(self, directory: str) -> None:
+        """See `ModelWorker.export`; of the average of the weights."""
+        assert self.average is not None
+        with self.average.in_place():
+            self.export(directory)
 
     # -- stream -----------------------------------------------------------------------------------
 
@@ -89,13 +122,17 @@ class ActorWorker(ModelWorker):
         """Give back memory: see `ModelEngine.offload`; the reference's weights go with the actor's."""
         if "weights" in parts and self.reference is not None:
             self.reference.offload("weights")
-        return self.engine.offload(*parts)
+        if "weights" in parts and self.average is not None:
+            self.average.offload()
+        return super().offload(*parts)
 
     def reload(self) -> None:
         """Undo every `offload`."""
-        self.engine.reload()
+        super().reload()
         if self.reference is not None:
             self.reference.reload()
+        if self.average is not None:
+            self.average.reload()
 
 
 def sender_of(engine: ModelEngine) -> Sender | AdapterSender:

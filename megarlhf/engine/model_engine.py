@@ -11,6 +11,7 @@ from megarlhf.data import packing
 from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import data_parallel
+from megarlhf.engine.finite_step import step_if_finite
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.offload import Offloaded
 from megarlhf.engine.optimizer import make_optimizer, state_tensors
@@ -246,8 +247,9 @@ class ModelEngine:
             groups: Positions of sequences that have to be in one micro-batch; see `Batch`.
 
         Returns:
-            The loss's metrics (means over the global batch), ``loss`` and ``grad_norm``; the same on
-            every rank.
+            The loss's metrics (means over the global batch), ``loss``, ``grad_norm``, ``lr`` and
+            ``skipped_steps``, 1 where loss or gradient is not finite: then nothing has changed. The
+            same on every rank.
         """
         batches = self.passes.micro_batches(sequences, groups)
         divisors = loss.divisors(sequences)
@@ -271,10 +273,14 @@ class ModelEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         outputs = self.passes.run(batches, compute, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
-        self._unsettled = True
         metrics = self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
-        return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
+        grad_norm, taken = self._step(metrics["loss"])
+        self._unsettled |= taken
+        return {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped_steps": float(not taken)}
+
+    def _step(self, loss: float) -> tuple[float, bool]:
+        """The gradient's norm, and whether a step was taken."""
+        return step_if_finite(self.optimizer, loss, self.device)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Batch, TokenLoss]]) -> dict[str, float]:
@@ -309,7 +315,7 @@ class ModelEngine:
         self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         values, extra = self.passes.token_outputs(
-            output, batch, loss.temperature, with_entropy=loss.needs_entropy
+            output, batch, loss.temperature_at(batch), with_entropy=loss.needs_entropy
         )
         if loss.from_logits is not None:
             extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)

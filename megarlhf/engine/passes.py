@@ -147,7 +147,7 @@ class Passes:
         self,
         output: torch.Tensor,
         batch: MicroBatch,
-        temperature: float,
+        temperature: float | torch.Tensor,
         *,
         with_entropy: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:

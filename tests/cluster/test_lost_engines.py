@@ -10,9 +10,10 @@ import pytest
 import ray
 
 from megarlhf.cluster.engine_group import EngineGroup
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.ray_cluster import ray_cluster
 from megarlhf.cluster.verification import verify
-from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import (
     ClusterConfig,
     ModelConfig,
@@ -42,9 +43,10 @@ def group(tmp_path_factory):
         cluster=ClusterConfig(actor_ranks=2, stream_timeout_s=4, start_timeout_s=90),
     )
     notes = []
-    with ray_cluster(4):
-        trainer = WorkerGroup(StreamingWorker, config, 2)
-        engines = EngineGroup(config, settings_of(model), notes.append)
+    with ray_cluster(placement_of(config, ["actor"])) as processes:
+        trainer = ModelGroups(config, processes).group(StreamingWorker, "actor")
+        engines = EngineGroup(config, settings_of(model), processes, notes.append)
+        engines.processes = processes
         engines.notes, engines.trainer = notes, trainer
         trainer.start()
         engines.start()
@@ -66,7 +68,7 @@ def check(group, version, restarts):
     """Both engines sample from the version's weights, and give what they gave on that version."""
     answers = group.generate(PROMPTS, SAMPLING, SEEDS)
     assert {s.policy_version for samples in answers for s in samples} == {version}
-    assert verify(group.trainer, group.members) > 0
+    assert verify(group.trainer, group.members, group.processes) > 0
     assert group.restarts == len(group.notes) == restarts
     return [[s.response_ids for s in samples] for samples in answers]
 

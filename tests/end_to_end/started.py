@@ -32,9 +32,9 @@ class Started:
             time.sleep(0.1)
         return left
 
-    def named(self, start: bytes) -> int:
-        """The process id of a descendant whose command line starts so."""
-        found = (f for f in self._marked() if _read(f / "cmdline").startswith(start))
+    def named(self, part: bytes) -> int:
+        """The process id of a descendant with this in its command line."""
+        found = (f for f in self._marked() if part in _read(f / "cmdline"))
         return int(next(found).name)
 
     def count(self) -> int:

@@ -11,21 +11,11 @@ import pytest
 import torch
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import figures
+from tests.end_to_end.conftest import STEPS, TP2, figures, under_torchrun
 from tests.end_to_end.started import Started
 
-TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
-STEPS = 4
 # Measured 1e-7 to 4e-7 in fp32; the project's promise is 1e-5.
 LOGPROB_GAP = 2e-6
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
-    """A run at TP=2 that was not interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
-    return out
 
 
 def test_sampler_and_actor_agree_after_every_update(whole_run):
@@ -73,6 +63,26 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
 
     run_cli(command)
     assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_run_is_the_same(tmp_path, rl_command, run_cli, whole_run):
+    out = tmp_path / "run"
+    command = rl_command(out, "model.parallel.tensor=2", f"train.steps={STEPS}")
+    run_cli(under_torchrun(command, 2))
+    assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_loss_of_a_process_ends_the_run(tmp_path, rl_command):
+    command = rl_command(tmp_path / "run", "train.steps=50")
+    run = Started(under_torchrun(command, 2))
+    for line in run.process.stdout:
+        if line.startswith("step  1/"):
+            os.kill(run.named(b"ActorWorker-1"), signal.SIGKILL)
+            break
+    _, errors = run.process.communicate(timeout=120)
+    assert run.process.returncode not in (0, None)
+    assert "(ActorWorker-1) ended unexpectedly: SIGKILL" in errors
+    assert run.left() == []
 
 
 # Its worker's parent is the driver: the first call, for the evaluation before training, is a Ctrl-C.
