@@ -13,6 +13,7 @@ from megarlhf.errors import UserError
 from megarlhf.models.lora import base_print, peft_config
 from megarlhf.models.lora.adapter import Adapter, AdapterSpec
 from megarlhf.models.lora.merging import merge
+from megarlhf.models.lora.quantized import check_quantizable
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import holdings
 from megarlhf.parallel.topology import Topology
@@ -157,3 +158,8 @@ def test_an_unknown_target_is_named(llama):
     with pytest.raises(UserError, match="no linear c_attn") as refused:
         AdapterSpec.of(ModelSpec.read(llama), Adapter(4, 8.0, ("c_attn",)))
     assert "q_proj" in refused.value.fix
+
+
+def test_rows_that_are_no_whole_blocks_are_refused(llama):
+    with pytest.raises(UserError, match=r"rows of 32 elements on a rank: nf4 quantizes 64"):
+        check_quantizable(ModelSpec.read(llama), Topology(1))

@@ -16,7 +16,7 @@ from megarlhf.sync.engine_layout import EngineTopology
 from tests.models.tiny import StandIn, read_tensors
 from tests.rollout.engine_process import GREEDY, EngineProcess, Trainer, prompts_of, settings_of
 from tests.rollout.models import write_engine_model
-from tests.rollout.test_updates import TOLERANCE, damage
+from tests.rollout.test_updates import DAMAGED, TOLERANCE, damage
 
 PROMPTS = prompts_of([5, 6, 7], [1, 2, 3, 4, 5])
 ADAPTER = Adapter(4, 6.0, ("q_proj", "v_proj", "o_proj", "down_proj"))
@@ -106,8 +106,8 @@ def test_only_adapters_travel_once_the_base_is_there(tmp_path):
                 assert sample.policy_version == version
                 assert sample.rollout_logprobs == pytest.approx(logprobs, abs=TOLERANCE)
             assert trainer.verify({0: engine}) > 60
-        engine.call(damage, "o_proj.weight")
-        with pytest.raises(UserError, match=r"o_proj\.weight is not the base with the adapters"):
+        engine.call(damage, DAMAGED["moe"])
+        with pytest.raises(UserError, match=r"w2_weight is not the base with the adapters"):
             trainer.verify({0: engine})
         trainer.connect(0, engine)  # as one that takes a lost one's place
         sent = trainer.update({0: engine}, 4)
