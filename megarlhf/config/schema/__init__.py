@@ -34,6 +34,7 @@ from megarlhf.config.schema.learning import (
     PretrainingDataConfig,
     PtxConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -70,6 +71,7 @@ __all__ = [
     "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
+    "LoraConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",
