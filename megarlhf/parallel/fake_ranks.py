@@ -1,0 +1,159 @@
+"""One rank of any world in this process alone, on tensors without contents.
+
+torch's fake process group answers every collective at once, and a fake tensor has a shape, a dtype and
+a storage of the right size, but no memory. So the real code of a rank of a large world runs here: it
+builds the model and takes its steps. What would depend on contents is answered: see `fake_rank`.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megarlhf.parallel import device
+from megarlhf.parallel.groups import make_groups
+from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Received:
+    """What a rank is told by its neighbours, who are not there.
+
+    Attributes:
+        shape: Of the activations that a pipeline stage passes on.
+        experts_per_token: Of a mixture; 0 without.
+        skew: How much more than its even share of a mixture's tokens this rank's experts are sent.
+    """
+
+    shape: tuple[int, ...]
+    experts_per_token: int = 0
+    skew: float = 1.0
+
+
+@contextlib.contextmanager
+def fake_world(rank: int, topology: Topology, seed: int = 1) -> "Iterator[ProcessGroupCollection]":
+    """Be ``rank`` of a world that exists nowhere; gives Megatron's process groups.
+
+    Not inside a process group.
+    """
+    device.prepare()
+    from megatron.core import parallel_state
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=topology.world)
+    try:
+        yield make_groups(topology, seed)
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
+    """Tensors made here are fake, and Megatron finds the answers that fake tensors cannot give.
+
+    - A number read from a tensor is 0, a truth value True.
+    - A pipeline stage is sent activations of ``received.shape``.
+    - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
+    """
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with contextlib.ExitStack() as stack:
+        for target, name, replacement in _replacements(received):
+            stack.enter_context(patch.object(target, name, replacement))
+        stack.enter_context(fake)
+        stack.enter_context(_Answers(received))
+        yield fake
+
+
+class _Answers(TorchDispatchMode):
+    """Answers what fake tensors refuse because it depends on their contents."""
+
+    def __init__(self, received: Received) -> None:
+        super().__init__()
+        self._per_token = received.experts_per_token
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 0.0 if args[0].is_floating_point() else args[0].dtype == torch.bool
+        if func is _aten.masked_select.default:  # a mixture's: of [experts, tokens], the routed ones
+            return args[0].new_empty(args[1].shape[-1] * self._per_token)
+        return func(*args, **(kwargs or {}))
+
+
+def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
+    from megatron.core.distributed import param_and_grad_buffer
+    from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+    from megatron.core.tensor_parallel import mappings
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    from megarlhf.models import mixture
+
+    return [
+        (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
+        (dist, "all_gather_object", _all_the_same),
+        (param_and_grad_buffer, "_coalescing_manager", _at_once),
+        (P2PCommunicator, "_communicate_shapes", _shapes(received)),
+        (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", _even_routing(received.skew)),
+        # gloo's makeshifts are not what runs on a GPU.
+        (mappings, "_gather_along_first_dim", mixture._gather),
+        (mappings, "_reduce_scatter_along_first_dim", mixture._reduce_scatter),
+    ]
+
+
+def _all_the_same(found: list[Any], own: Any, group: Any = None) -> None:
+    found[:] = [own] * len(found)
+
+
+@contextlib.contextmanager
+def _at_once(*_: Any, **__: Any) -> Iterator[Any]:
+    yield SimpleNamespace(wait=lambda: None)
+
+
+def _shapes(received: Received) -> Callable[..., tuple[list[int], list[int]]]:
+    def communicate(_: Any, *__: Any) -> tuple[list[int], list[int]]:
+        return list(received.shape), list(received.shape)
+
+    return communicate
+
+
+def _even_routing(skew: float) -> Callable[..., Any]:
+    """In place of the dispatcher's method that moves its counts to the host."""
+
+    def on_host(dispatcher: Any, point: str, tokens_per_expert: Any = None) -> Any:
+        if point != dispatcher.cuda_dtoh_point:
+            return tokens_per_expert
+        sent = int(dispatcher.num_out_tokens)
+        ranks, copies, own = dispatcher.ep_size, dispatcher.tp_size, dispatcher.num_local_experts
+        got = min(round(sent / ranks * skew), sent) if ranks > 1 else sent  # from each rank
+        with unset_fake_temporarily():
+            each = _cut(got, own)
+            if ranks > 1 or copies > 1:
+                dispatcher.input_splits = _cut(sent, ranks).numpy()
+                dispatcher.output_splits = torch.full((ranks,), got).numpy()
+                dispatcher.output_splits_tp = torch.full((copies,), got * ranks).numpy()
+            if own > 1:
+                dispatcher.num_global_tokens_per_local_expert = each.repeat(copies * ranks, 1)
+            return each * copies * ranks
+
+    return on_host
+
+
+def _cut(total: int, parts: int) -> torch.Tensor:
+    """``total`` as ``parts`` integers that differ by at most one."""
+    least, more = divmod(total, parts)
+    return torch.full((parts,), least) + (torch.arange(parts) < more)
