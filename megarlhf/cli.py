@@ -14,6 +14,7 @@ from typing import Any
 
 from megarlhf import __version__
 from megarlhf.config import loader, schema
+from megarlhf.config.wording import describe
 from megarlhf.errors import UserError, cannot_write, disk_error
 
 
@@ -202,7 +203,7 @@ def _positive_number(text: str) -> float:
 def _run_configured(arguments: argparse.Namespace) -> int:
     command: Command = arguments.command
     if arguments.help_config:
-        for key, kind, default in loader.describe(command.config):
+        for key, kind, default in describe(command.config):
             print(f"{key:40} {kind:28} {default}")
         return 0
     config = loader.load(command.config, arguments.config, arguments.overrides)

@@ -8,7 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megarlhf.config import loader
+from megarlhf.config.settings import to_dict
+from megarlhf.config.yaml_text import to_yaml
 from megarlhf.errors import UserError
 from megarlhf.report.jsonl import replace_file
 
@@ -65,9 +66,9 @@ class RunDirectory:
     def __init__(self, command: str, config: Any) -> None:
         self.path = Path(config.output.dir)
         self._keep = config.train.keep_checkpoints
-        self._identity = {"command": command, "config": loader.to_dict(config)}
+        self._identity = {"command": command, "config": to_dict(config)}
         self._resume = config.train.resume
-        self._text = loader.to_yaml(config)
+        self._text = to_yaml(config)
 
     def __enter__(self) -> "RunDirectory":
         try:

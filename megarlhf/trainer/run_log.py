@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megarlhf.config import loader
+from megarlhf.config.settings import to_dict
 from megarlhf.data.records import Sample
 from megarlhf.report import jsonl
 from megarlhf.report.html import write_report
@@ -85,7 +85,7 @@ class RunLog:
         report = write_report(
             self.directory,
             title=self._title,
-            config=loader.to_dict(self._config),
+            config=to_dict(self._config),
             summary=summary,
         )
         rows = [(key, _shown(value)) for key, value in summary.items() if _is_scalar(value)]

@@ -2,8 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from megarlhf.config import checks
 from megarlhf.config.layout_checks import check_parallel, check_sequence_length
+from megarlhf.config.model_files import read_model_config
 from megarlhf.config.schema import KDConfig, ModelConfig
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.teacher import Teacher
@@ -24,7 +24,7 @@ def check_teacher(
         UserError: It does not.
     """
     layout = config.teacher.parallel
-    model = checks.read_model_config(config.teacher.path, "teacher.path")
+    model = read_model_config(config.teacher.path, "teacher.path")
     check_parallel(layout, model, world, "torchrun's number of processes", "teacher.parallel")
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model, "teacher")
     teacher = read_language_model(config.teacher.path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.convert import MODELS, run_apart, write_random_model
-from megarlhf.config.checks import check_engine_weights, read_model_config
+from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.errors import UserError
 from megarlhf.models.weights import fingerprint
 from tests.checkpoint_convert.models import convert, write_random

@@ -7,7 +7,7 @@ import pytest
 
 from megarlhf import __version__, cli
 from megarlhf.cli import COMMANDS, main
-from megarlhf.config import loader
+from megarlhf.config.settings import settings
 from megarlhf.errors import ProcessLost, UserError
 
 ERROR = UserError("the weights end early", where="model.safetensors", fix="download them again")
@@ -53,7 +53,7 @@ def test_version(capsys):
 def test_help_config_lists_every_setting(capsys, name):
     assert main([name, "--help-config"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    keys = [setting.key for setting in loader.settings(COMMANDS[name].config())]
+    keys = [setting.key for setting in settings(COMMANDS[name].config())]
     assert [line.split()[0] for line in lines] == keys
     assert lines[keys.index("model.path")].endswith(" required")
     assert lines[keys.index("optimizer.lr")].endswith(" 1e-06")

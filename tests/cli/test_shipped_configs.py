@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from megarlhf.config import checks, loader
+from megarlhf.config import loader
+from megarlhf.config.checks import check_rollout_batch
 from megarlhf.config.data_checks import check_input_text
+from megarlhf.config.ranges import check_ranges
 from megarlhf.config.schema import RLConfig, SFTConfig
 from megarlhf.rewards.function_file import load_reward_function
 
@@ -29,10 +31,10 @@ def command_of(file: Path) -> type:
 @files(".yaml", ".yml")
 def test_a_configuration_is_sound_in_itself(file):
     config = loader.load(command_of(file), file)
-    checks.check_ranges(config)
+    check_ranges(config)
     check_input_text(config.data)
     if isinstance(config, RLConfig):
-        checks.check_rollout_batch(config)
+        check_rollout_batch(config)
 
 
 @files(".py")

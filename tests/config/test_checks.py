@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from megarlhf.config.checks import RANGES, check_offline, check_rl, is_named
-from megarlhf.config.loader import load, settings
+from megarlhf.config.checks import check_offline, check_rl
+from megarlhf.config.loader import load
+from megarlhf.config.ranges import RANGES, is_named
 from megarlhf.config.schema import (
     DPOConfig,
     KDConfig,
@@ -13,6 +14,7 @@ from megarlhf.config.schema import (
     RMConfig,
     SFTConfig,
 )
+from megarlhf.config.settings import settings
 from megarlhf.errors import UserError
 
 DENSE = {

@@ -11,6 +11,10 @@ from hypothesis import strategies as st
 
 from megarlhf.config import loader
 from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.config.settings import missing_required, to_dict
+from megarlhf.config.settings import settings as settings_of
+from megarlhf.config.wording import describe
+from megarlhf.config.yaml_text import to_yaml
 from megarlhf.errors import UserError
 
 
@@ -250,14 +254,14 @@ def test_unreadable_files(tmp_path):
 
 @pytest.mark.parametrize("cls", [RLConfig, SFTConfig, Outer])
 def test_describe_lists_every_setting(cls):
-    table = loader.describe(cls)
-    assert [key for key, _, _ in table] == [key for key, _, _ in loader.settings(cls())]
+    table = describe(cls)
+    assert [key for key, _, _ in table] == [key for key, _, _ in settings_of(cls())]
     required = [key for key, _, default in table if default == "required"]
-    assert required == loader.missing_required(cls())
+    assert required == missing_required(cls())
 
 
 def test_describe_in_words():
-    table = {key: (kind, default) for key, kind, default in loader.describe(RLConfig)}
+    table = {key: (kind, default) for key, kind, default in describe(RLConfig)}
     assert table["model.path"] == ("text", "required")
     assert table["model.recompute"] == ("one of none, selective, full", "none")
     assert table["optimizer.lr"] == ("a number", "1e-06")
@@ -266,13 +270,13 @@ def test_describe_in_words():
 
 
 def test_missing_required():
-    assert loader.missing_required(RLConfig()) == [
+    assert missing_required(RLConfig()) == [
         "model.path",
         "data.prompts",
         "output.dir",
     ]
     config = loader.load(RLConfig, None, ["model.path=m", "output.dir=o", "reward.function=r.py"])
-    assert loader.missing_required(config) == ["data.prompts"]
+    assert missing_required(config) == ["data.prompts"]
 
 
 def values_of(kind):
@@ -311,9 +315,9 @@ def configs(draw, section):
 @given(config=configs(SFTConfig()))
 def test_yaml_round_trip(tmp_path_factory, config):
     file = tmp_path_factory.getbasetemp() / "round_trip.yaml"
-    file.write_text(loader.to_yaml(config), encoding="utf-8")
+    file.write_text(to_yaml(config), encoding="utf-8")
     assert loader.load(SFTConfig, file, []) == config
-    assert json.loads(json.dumps(loader.to_dict(config))) == loader.to_dict(config)
+    assert json.loads(json.dumps(to_dict(config))) == to_dict(config)
 
 
 def test_config_imports_only_the_standard_library_and_yaml():

@@ -6,6 +6,7 @@ import pytest
 
 from megarlhf.config import loader
 from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.config.settings import to_dict
 from megarlhf.errors import UserError
 from megarlhf.trainer.run_directory import RunDirectory
 
@@ -57,7 +58,7 @@ def test_a_new_directory_is_made_and_says_what_runs(claim):
         assert directory.newest_checkpoint() is None
     loaded = loader.load(RLConfig, directory.path / "config.yaml")
     assert loaded.optimizer.lr == 2e-6
-    assert loader.to_dict(loaded) == json.loads((directory.path / "run.json").read_text())["config"]
+    assert to_dict(loaded) == json.loads((directory.path / "run.json").read_text())["config"]
 
 
 def test_logs_of_the_launcher_are_not_in_the_way(claim, tmp_path):

@@ -1,0 +1,83 @@
+"""Every setting of every command, with its default and meaning. The only home of a default.
+
+A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...) whose fields are
+sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
+"""
+
+from megarlhf.config.schema.algorithm import (
+    AlgorithmConfig,
+    CriticConfig,
+)
+from megarlhf.config.schema.common import (
+    REQUIRED,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+from megarlhf.config.schema.data import (
+    PreferenceDataConfig,
+    PromptDataConfig,
+    RowDataConfig,
+    StepDataConfig,
+    SupervisedDataConfig,
+    UnpairedDataConfig,
+)
+from megarlhf.config.schema.offline import (
+    DistillationLossConfig,
+    DPOConfig,
+    KDConfig,
+    KTOConfig,
+    OfflineConfig,
+    PreferenceLossConfig,
+    PRMConfig,
+    RewardLossConfig,
+    RMConfig,
+    SFTConfig,
+    TeacherConfig,
+    UnpairedLossConfig,
+)
+from megarlhf.config.schema.rl import (
+    ClusterConfig,
+    RLConfig,
+)
+from megarlhf.config.schema.sampling import (
+    RewardConfig,
+    RolloutConfig,
+    StreamConfig,
+)
+
+__all__ = [
+    "REQUIRED",
+    "AlgorithmConfig",
+    "ClusterConfig",
+    "CriticConfig",
+    "DPOConfig",
+    "DistillationLossConfig",
+    "KDConfig",
+    "KTOConfig",
+    "ModelConfig",
+    "OfflineConfig",
+    "OptimizerConfig",
+    "OutputConfig",
+    "PRMConfig",
+    "ParallelConfig",
+    "PreferenceDataConfig",
+    "PreferenceLossConfig",
+    "PromptDataConfig",
+    "RLConfig",
+    "RMConfig",
+    "RewardConfig",
+    "RewardLossConfig",
+    "RolloutConfig",
+    "RowDataConfig",
+    "SFTConfig",
+    "StepDataConfig",
+    "StreamConfig",
+    "SupervisedDataConfig",
+    "TeacherConfig",
+    "TrainConfig",
+    "UnpairedDataConfig",
+    "UnpairedLossConfig",
+]

@@ -1,0 +1,38 @@
+"""``megarlhf rl`` and ``megarlhf generate``."""
+
+from dataclasses import dataclass, field
+
+from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig
+from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
+from megarlhf.config.schema.data import PromptDataConfig
+from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
+
+
+@dataclass(frozen=True)
+class ClusterConfig:
+    """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one."""
+
+    actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp
+    critic_ranks: int | None = None  # processes of the critic; null: as many as the actor's
+    reward_ranks: int = 1  # processes of each of reward.models
+    cpus_per_rank: float = 1.0  # CPU machines; on GPU machines each rank takes one GPU
+    threads_per_rank: int = 1  # torch threads of a CPU rank
+    start_timeout_s: float = 600.0
+    stream_timeout_s: float = 300.0  # the longest a weight update may take
+
+
+@dataclass(frozen=True)
+class RLConfig:
+    """``megarlhf rl``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)

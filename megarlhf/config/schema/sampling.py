@@ -1,0 +1,55 @@
+"""Sections about responses: how they are sampled, by which weights, and how they are scored."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from megarlhf.config.schema.common import ParallelConfig
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How a response is scored: the weighted sum of what one or several sources say."""
+
+    function: str | None = None  # a Python file that defines reward_func(queries, prompts, labels)
+    models: tuple[str, ...] = ()  # directories of reward models; NAME=DIR for several
+    urls: tuple[str, ...] = ()  # servers of a reward model; NAME=URL for several models
+    weights: tuple[float, ...] = ()  # of function, models and urls, in this order; (): 1 each
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)  # of each of models
+    workers: int = 1  # processes that run the function; 0: the driver itself, without a timeout
+    batch_size: int = 64  # responses in one call of the function or one request, at most
+    timeout_s: float = 60.0  # the longest such a call or request may take
+    retries: int = 3  # times that a failing one is repeated
+    on_failure: Literal["stop", "drop"] = "stop"  # then: end the run, or go on without the sample
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled: vLLM engines and sampling parameters."""
+
+    engines: int = 1
+    tensor_parallel: int = 1  # ranks of each engine
+    expert_parallel: bool = False  # mixtures: whole experts on each rank, instead of parts of all
+    placement: Literal["separate", "colocated"] = "separate"  # colocated: by turns on the same GPUs
+    dtype: Literal["float32", "bfloat16"] | None = None  # None: the trained model's
+    prompts_per_step: int = 128
+    samples_per_prompt: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+    max_new_tokens: int = 1024
+    gpu_memory_utilization: float = 0.85
+    kv_cache_gib: int = 1  # CPU backend only: size of the KV cache
+    packed_weights: bool = True  # CPU backend only: faster to sample from, slower to update
+    timeout_s: float = 3600.0  # the longest that an engine may take for its share of a rollout
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How new weights get into the engines, and what happens to an engine that is lost."""
+
+    transport: Literal["auto", "gloo", "shared_memory", "nccl", "cuda_ipc"] = "auto"
+    bucket_mib: int = 32  # what is sent at a time; two such buckets exist at most
+    verify: Literal["always", "first", "never"] = "first"  # compare the engines' weights by hashes
+    verify_every: int = 50  # with first: after this many updates again; 0: never again
+    during_generation: Literal["wait", "abort", "keep"] = "wait"  # what becomes of running requests
+    restarts: int = 3  # times that a run replaces an engine that died or does not answer
