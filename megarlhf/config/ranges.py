@@ -40,6 +40,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.batch_size",
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
+            "cluster.nodes",
+            "cluster.gpus_per_node",
             "cluster.actor_ranks",
             "cluster.critic_ranks",
             "cluster.reward_ranks",

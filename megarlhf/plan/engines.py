@@ -144,4 +144,3 @@ def _token_bytes(spec: ModelSpec, ranks: int, itemsize: int) -> int:
     groups = int(settings.get("num_query_groups") or settings["num_attention_heads"])
     own = max(1, groups // ranks)
     return 2 * spec.num_layers * own * int(settings["kv_channels"]) * itemsize
-

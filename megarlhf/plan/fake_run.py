@@ -5,17 +5,15 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from megarlhf.data.packing import padded_length
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine import model_engine
+from megarlhf.engine.fake_ranks import Received, fake_tensors, fake_world
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.optimizer import begin_state, state_tensors
 from megarlhf.models.build import DTYPES
-from megarlhf.parallel.fake_ranks import Received, fake_tensors, fake_world
 from megarlhf.plan.meter import Meter, Usage
 from megarlhf.plan.roles import TRAIN, Role, Work
 
@@ -44,7 +42,7 @@ class RankRun:
     parameters: int
 
 
-def run_rank(role: Role, rank: int, *, skew: float = 1.0) -> RankRun:
+def run_rank(role: Role, rank: int, *, skew: float = 1.0, filled_for: int | None = None) -> RankRun:
     """Build the role's model as a rank would, and let it do its work once.
 
     With as many micro-batches as it takes until no more are in flight at a time.
@@ -53,17 +51,25 @@ def run_rank(role: Role, rank: int, *, skew: float = 1.0) -> RankRun:
         role: The model and its work.
         rank: Which rank to be.
         skew: See `Received`.
+        filled_for: See `measure`.
     """
     topology = role.topology
     with ExitStack() as stack:
         groups = stack.enter_context(fake_world(rank, topology))
         stack.enter_context(fake_tensors(_received(role, skew)))
-        stack.enter_context(patch.object(model_engine, "load_huggingface", lambda *_: None))
-        return measure(role, rank, groups)
+        return measure(role, rank, groups, filled_for)
 
 
-def measure(role: Role, rank: int, groups: Any) -> RankRun:
-    """Build and run on this rank, fake or real."""
+def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -> RankRun:
+    """Build and run on this rank, fake or real.
+
+    Args:
+        role: The model and its work.
+        rank: This one.
+        groups: Megatron's process groups.
+        filled_for: The stage that gets as many micro-batches as it needs; None: this rank's. Real
+            ranks need the same number.
+    """
     columns = -(-role.spec.vocab_size // role.topology.tp)
     valid = min(columns, role.spec.vocab_size - columns * (role.topology.tp - 1))
     meter = Meter({columns, valid} if role.spec.scalar_head is None else ())
@@ -81,8 +87,9 @@ def measure(role: Role, rank: int, groups: Any) -> RankRun:
             begin_state(engine.optimizer)
     _name_parts(meter, engine)
     run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine))
+    stage = engine.place.pp if filled_for is None else filled_for
     for phase, work in role.work.items():
-        sequences, groups_of = batch_of(role, work, engine.place.pp)
+        sequences, groups_of = batch_of(role, work, stage)
         shares = engine.shares(sequences, groups_of)[engine.place.dp]
         run.micro_batches[phase] = len(shares)
         gc.collect()
@@ -104,10 +111,8 @@ def batch_of(
     """Enough of the work's sequences to fill the pipeline, and those that belong together."""
     topology = role.topology
     each = sequences_in_micro_batch(role, work)
-    if topology.vpp > 1:
-        filling = 2 * topology.pp
-    else:  # those in flight, and one that follows
-        filling = topology.pp - stage + 1 if topology.pp > 1 else 1
+    in_flight = 2 * topology.pp if topology.vpp > 1 else topology.pp - stage
+    filling = in_flight + (topology.vpp == 1 < topology.pp)  # and one that follows
     wanted = min(micro_batches_of(role, work), filling)
     count = topology.dp * each * wanted
     trained = work.tokens // 2
@@ -169,6 +174,7 @@ def _as_on_gpus(role: Role) -> Any:
 
 def _name_parts(meter: Meter, engine: ModelEngine) -> None:
     """Tell the meter what lies in memory for good."""
+    gc.collect()
     meter.name_all(BUFFERS)
     meter.name(WEIGHTS, _storages(engine._tensors_of("weights")))
     meter.name(GRADIENTS, _storages(engine._tensors_of("gradients")))

@@ -12,7 +12,12 @@ from megarlhf.plan.roles import SCORE, TRAIN, Role
 
 GENERATE, STREAM = "generate", "stream"
 PHASES = (GENERATE, SCORE, TRAIN, STREAM)
-OVERHEAD, ENGINE_WEIGHTS, CACHE, BUCKETS = "overhead", "engine weights", "KV cache", "stream buckets"
+OVERHEAD, ENGINE_WEIGHTS, CACHE, BUCKETS = (
+    "overhead",
+    "engine weights",
+    "KV cache",
+    "stream buckets",
+)
 TIGHT = 0.8  # of a GPU's memory
 FEW_RUNNING = 16  # sequences in flight, below which an engine waits for its memory
 

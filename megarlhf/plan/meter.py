@@ -27,7 +27,7 @@ class Traffic:
 
     Attributes:
         group: Its ranks.
-        kind: The collective's name in torch, e.g. ``allreduce``.
+        kind: The collective, e.g. ``allreduce``; of torch's several of one kind their common name.
         calls: How often.
         nbytes: Of the largest tensor on either side, summed over the calls.
     """
@@ -136,7 +136,7 @@ class Meter(TorchDispatchMode):
             self._see(tensor.untyped_storage(), LOGITS if is_logits else ACTIVATIONS)
         if func.namespace == "c10d":
             self._count_traffic(func, args)
-        elif not func.is_view:
+        elif func.namespace == "aten" and not func.is_view:
             self._count_work(func, args, kwargs, out, tensors)
         return out
 
@@ -160,11 +160,15 @@ class Meter(TorchDispatchMode):
         group = next((_ranks(arg) for arg in args if isinstance(arg, torch.ScriptObject)), ())
         if len(group) < 2:
             return
-        kind = func._schema.name.split("::")[1].strip("_")
+        name = func._schema.name.split("::")[1].strip("_")
+        kind = next((known for known in _COLLECTIVES if name.startswith(known)), name)
         size = max((_size(arg) for arg in args), default=0)
         found = self.usage.traffic.setdefault((group, kind), Traffic(group, kind))
         found.calls += 1
         found.nbytes += size
+
+
+_COLLECTIVES = ("allreduce", "allgather", "reduce_scatter", "alltoall", "send", "recv")
 
 
 def _tensors(items: Iterable[Any]) -> Iterator[torch.Tensor]:
@@ -216,4 +220,11 @@ _ATTENTION: dict[Any, Callable[..., int]] = {
 }
 _GROUPED: dict[Any, Callable[..., int]] = {_aten._grouped_mm: _grouped}
 # Neither reads nor writes: it allocates, or looks at what is there.
-_FREE = {_aten.empty, _aten.empty_like, _aten.new_empty, _aten.empty_strided, _aten.detach, _aten.alias}
+_FREE = {
+    _aten.empty,
+    _aten.empty_like,
+    _aten.new_empty,
+    _aten.empty_strided,
+    _aten.detach,
+    _aten.alias,
+}

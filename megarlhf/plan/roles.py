@@ -130,9 +130,7 @@ def _of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
     if algorithm.needs_critic:
         roles.append(_critic(config, settings, whole, step, shape_of))
     for name, path in models_by_name(config.reward.models).items():
-        model = replace(
-            config.model, path=path, recompute="none", parallel=config.reward.parallel
-        )
+        model = replace(config.model, path=path, recompute="none", parallel=config.reward.parallel)
         roles.append(
             Role(
                 name="reward" if len(config.reward.models) == 1 else f"reward {name}",
@@ -147,14 +145,10 @@ def _of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
     return roles
 
 
-def _critic(
-    config: RLConfig, settings: Any, whole: Work, step: Work, shape_of: ShapeOf
-) -> Role:
+def _critic(config: RLConfig, settings: Any, whole: Work, step: Work, shape_of: ShapeOf) -> Role:
     critic = config.critic
     path = critic.path or config.model.path
-    model = replace(
-        config.model, path=path, recompute=critic.recompute, parallel=critic.parallel
-    )
+    model = replace(config.model, path=path, recompute=critic.recompute, parallel=critic.parallel)
     fields = ("old_values", "returns", "loss_weight")
     return Role(
         name="critic",
@@ -219,7 +213,9 @@ def _offline_loss(config: Any) -> tuple[TokenLoss, tuple[str, ...], tuple[str, .
             (),
         ),
         schema.KTOConfig: lambda: (
-            UnpairedLoss(config.loss, sequence_sums), reference, ("desirable", "kl"),
+            UnpairedLoss(config.loss, sequence_sums),
+            reference,
+            ("desirable", "kl"),
         ),
     }
     maker = makers.get(type(config))

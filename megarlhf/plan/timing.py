@@ -50,8 +50,12 @@ class Span:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def pass_parts(role: Role, runs: Mapping[int, RankRun], phase: str, on: Machines) -> dict[str, float]:
+def pass_parts(
+    role: Role, runs: Mapping[int, RankRun], phase: str, on: Machines, filled: float = 1.0
+) -> dict[str, float]:
     """Seconds of all of a role's passes of a phase in a step, by what takes them.
+
+    With sequences shorter than the longest, ``filled`` times as long, there are fewer micro-batches.
 
     The slowest stage sets the pace of the pipeline; its bubble is the time of the other stages' first
     micro-batch, divided by the chunks a stage (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
@@ -60,7 +64,7 @@ def pass_parts(role: Role, runs: Mapping[int, RankRun], phase: str, on: Machines
     slowest = max(
         (_micro_batch(role, run, phase, on) for run in runs.values()), key=lambda p: sum(p.values())
     )
-    count, topology = micro_batches_of(role, work), role.topology
+    count, topology = max(1.0, micro_batches_of(role, work) * filled), role.topology
     parts = {name: seconds * count for name, seconds in slowest.items()}
     if topology.pp > 1:
         parts["bubble"] = sum(slowest.values()) * (topology.pp - 1) / topology.vpp
@@ -135,8 +139,13 @@ class Generation:
 
 
 def generation(
-    spec: ModelSpec, needs: EngineNeeds, prompts: int, samples: int, lengths: tuple[int, int],
-    on: Machines, active: int,
+    spec: ModelSpec,
+    needs: EngineNeeds,
+    prompts: int,
+    samples: int,
+    lengths: tuple[int, int],
+    on: Machines,
+    active: int,
 ) -> Generation:
     """A decoding step reads the weights once and every sequence's keys and values.
 
@@ -193,8 +202,13 @@ def stream_seconds(stream: StreamNeeds, on: Machines, colocated: bool) -> float:
 
 
 def lay_out(
-    runs: Iterable[RoleRun], on: Machines, generated: Generation | None,
-    stream: float, offloaded: int, colocated: bool,
+    runs: Iterable[RoleRun],
+    on: Machines,
+    generated: Generation | None,
+    stream: float,
+    offloaded: int,
+    colocated: bool,
+    mean_tokens: int,
 ) -> list[Span]:
     """The phases of a step, one after the other; models on ranks of their own work side by side.
 
@@ -205,6 +219,7 @@ def lay_out(
         stream: Seconds of a weight update.
         offloaded: Bytes that a rank puts on the host and takes back, where colocated.
         colocated: Whether engines and actor take turns.
+        mean_tokens: Of a sequence.
     """
     spans: list[Span] = []
     now = 0.0
@@ -221,7 +236,8 @@ def lay_out(
         for run in runs:
             if phase not in run.role.work:
                 continue
-            parts = pass_parts(run.role, run.stages, phase, on)
+            filled = mean_tokens / run.role.work[phase].tokens
+            parts = pass_parts(run.role, run.stages, phase, on, filled)
             begin, seconds = ends.get(run.role.ranks, now), sum(parts.values())
             spans.append(Span(f"{phase} {run.role.name}", run.role.ranks, begin, seconds, parts))
             ends[run.role.ranks] = begin + seconds
@@ -229,4 +245,3 @@ def lay_out(
     if generated is not None:
         spans.append(Span(STREAM, "actor", now, stream, {"communication": stream}))
     return spans
-

@@ -10,6 +10,7 @@ from megarlhf.config.schema.algorithm import (
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -57,6 +58,7 @@ __all__ = [
     "DistillationLossConfig",
     "KDConfig",
     "KTOConfig",
+    "MachinesConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

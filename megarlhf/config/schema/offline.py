@@ -5,6 +5,7 @@ from typing import Literal
 
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -76,6 +77,7 @@ class OfflineConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: RowDataConfig = field(default_factory=RowDataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: MachinesConfig = field(default_factory=MachinesConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

@@ -3,13 +3,19 @@
 from dataclasses import dataclass, field
 
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig
-from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
+from megarlhf.config.schema.common import (
+    MachinesConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
 from megarlhf.config.schema.data import PromptDataConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(MachinesConfig):
     """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one."""
 
     actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp

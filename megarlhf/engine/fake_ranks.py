@@ -65,8 +65,9 @@ def fake_world(rank: int, topology: Topology, seed: int = 1) -> "Iterator[Proces
 def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
     """Tensors made here are fake, and Megatron finds the answers that fake tensors cannot give.
 
-    - A number read from a tensor is 0, a truth value True.
+    - An integer read from a tensor is 0, a truth value True, other numbers 2: a gradient to be clipped.
     - A pipeline stage is sent activations of ``received.shape``.
+    - No weights are read.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -89,10 +90,18 @@ class _Answers(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 0.0 if args[0].is_floating_point() else args[0].dtype == torch.bool
-        if func is _aten.masked_select.default:  # a mixture's: of [experts, tokens], the routed ones
+            return _answer(args[0])
+        if (
+            func is _aten.masked_select.default
+        ):  # a mixture's: of [experts, tokens], the routed ones
             return args[0].new_empty(args[1].shape[-1] * self._per_token)
         return func(*args, **(kwargs or {}))
+
+
+def _answer(number: FakeTensor) -> float | int | bool:
+    if number.constant is not None:  # made of a number on the host, a moment ago
+        return number.constant.item()
+    return True if number.dtype == torch.bool else 2.0 if number.is_floating_point() else 0
 
 
 def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
@@ -101,13 +110,19 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.tensor_parallel import mappings
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
+    from megarlhf.engine import model_engine
     from megarlhf.models import mixture
 
     return [
+        (model_engine, "load_huggingface", lambda *_: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
         (dist, "all_gather_object", _all_the_same),
         (param_and_grad_buffer, "_coalescing_manager", _at_once),
-        (P2PCommunicator, "_communicate_shapes", _shapes(received)),
+        (
+            P2PCommunicator,
+            "_communicate_shapes",
+            _shapes(P2PCommunicator._communicate_shapes, received),
+        ),
         (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", _even_routing(received.skew)),
         # gloo's makeshifts are not what runs on a GPU.
         (mappings, "_gather_along_first_dim", mixture._gather),
@@ -124,8 +139,11 @@ def _at_once(*_: Any, **__: Any) -> Iterator[Any]:
     yield SimpleNamespace(wait=lambda: None)
 
 
-def _shapes(received: Received) -> Callable[..., tuple[list[int], list[int]]]:
-    def communicate(_: Any, *__: Any) -> tuple[list[int], list[int]]:
+def _shapes(exchange: Callable[..., Any], received: Received) -> Callable[..., Any]:
+    """Neighbours tell each other shapes: what arrives is not what they said."""
+
+    def communicate(communicator: Any, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
+        exchange(communicator, *args, **kwargs)
         return list(received.shape), list(received.shape)
 
     return communicate
