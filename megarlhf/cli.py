@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_parity(commands)
     _add_serve_rm(commands)
     _add_plan(commands)
+    _add_merge_lora(commands)
     return parser
 
 
@@ -221,6 +222,22 @@ def _add_serve_rm(commands: Any) -> None:
     serve.set_defaults(run=_run_serve_rm)
 
 
+def _add_merge_lora(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge-lora", help="merge adapters into their base: a whole Hugging Face checkpoint"
+    )
+    for name, what in (
+        ("base", "the model that they were trained for"),
+        ("adapter", "adapters in PEFT's format"),
+        ("output", "where to"),
+    ):
+        merge.add_argument(f"--{name}", required=True, type=Path, metavar="DIR", help=what)
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: the base's)"
+    )
+    merge.set_defaults(run=_run_merge_lora)
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -299,6 +316,17 @@ def _run_serve_rm(arguments: argparse.Namespace) -> int:
         retries=1,  # clients repeat requests too
     )
     serve_function(config, arguments.host, arguments.port, arguments.max_batch)
+    return 0
+
+
+def _run_merge_lora(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from megarlhf.models.lora.merging import merge
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    merge(arguments.base, arguments.adapter, arguments.output, dtype)
+    print(f"wrote {arguments.output}")
     return 0
 
 

@@ -65,7 +65,7 @@ def fake_world(rank: int, topology: Topology, seed: int = 1) -> "Iterator[Proces
 def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
     """Tensors made here are fake, and Megatron finds the answers that fake tensors cannot give.
 
-    - An integer read from a tensor is 0, a truth value True, other numbers 2: a gradient to be clipped.
+    - A number read from a tensor is 0, a truth value True; the gradient is to be clipped.
     - A pipeline stage is sent activations of ``received.shape``.
     - No weights are read.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
@@ -101,11 +101,19 @@ class _Answers(TorchDispatchMode):
 def _answer(number: FakeTensor) -> float | int | bool:
     if number.constant is not None:  # made of a number on the host, a moment ago
         return number.constant.item()
-    return True if number.dtype == torch.bool else 2.0 if number.is_floating_point() else 0
+    return True if number.dtype == torch.bool else 0.0 if number.is_floating_point() else 0
+
+
+def _zeros(numbers: FakeTensor) -> Any:
+    if numbers.dim() > 1:
+        return [_zeros(row) for row in numbers]
+    answer = _answer(numbers) if numbers.constant is None else numbers.constant.tolist()
+    return answer if numbers.dim() == 0 or isinstance(answer, list) else [answer] * len(numbers)
 
 
 def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.distributed import param_and_grad_buffer
+    from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.tensor_parallel import mappings
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
@@ -116,7 +124,9 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     return [
         (model_engine, "load_huggingface", lambda *_: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
+        (FakeTensor, "tolist", _zeros),  # torch's asks number by number
         (dist, "all_gather_object", _all_the_same),
+        (ChainedOptimizer, "get_grad_norm", _large(ChainedOptimizer.get_grad_norm)),
         (param_and_grad_buffer, "_coalescing_manager", _at_once),
         (
             P2PCommunicator,
@@ -132,6 +142,10 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
 
 def _all_the_same(found: list[Any], own: Any, group: Any = None) -> None:
     found[:] = [own] * len(found)
+
+
+def _large(norm: Callable[[Any], float]) -> Callable[[Any], float]:
+    return lambda optimizer: norm(optimizer) + 1e6
 
 
 @contextlib.contextmanager

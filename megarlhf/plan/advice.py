@@ -9,7 +9,7 @@ from megarlhf.errors import UserError
 from megarlhf.plan.hardware import GIB
 from megarlhf.plan.layers import run_stage
 from megarlhf.plan.making import Plan, engine_needs
-from megarlhf.plan.memory import Place, RoleRun, training_places
+from megarlhf.plan.memory import Devices, Place, RoleRun, training_places
 from megarlhf.plan.roles import roles_of
 from megarlhf.plan.subject import Subject
 
@@ -21,7 +21,7 @@ def advice(plan: Plan) -> list[str]:
     """A line for each group of GPUs that is not enough: what would do, or how much is missing."""
     lines, seen = [], set()
     for place in plan.places:
-        owner = place.name.split(",")[0]
+        owner = place.name.split(",")[0].split(" + ")[0]
         if place.verdict != "does not fit" or owner in seen:
             continue
         seen.add(owner)
@@ -33,10 +33,10 @@ def _for_place(subject: Subject, owner: str, place: Place) -> str:
     short = (place.peak - place.memory) / GIB
     if owner == "engines" or place.problem:
         return _for_engines(subject)
-    least = short
+    least, beside = short, max(0, place.peak - _peak(subject, owner))
     for change in _changes(subject, owner):
         try:
-            peak = _peak(changed(subject, change), owner)
+            peak = _peak(changed(subject, change), owner) + beside
         except UserError:
             continue  # this layout does not go with the model
         if peak <= place.memory:
@@ -118,6 +118,7 @@ def _peak(subject: Subject, owner: str) -> int:
         for role in roles_of(subject.config, subject.gpus, subject.shape_of)
         if role.ranks == owner
     ]
-    runs = [RoleRun(role, {0: run_stage(role, 0, exact=False)}) for role in roles]
-    (place,) = training_places(runs, subject.gpu, subject.calibration, None)
+    runs = tuple(RoleRun(role, {0: run_stage(role, 0, exact=False)}) for role in roles)
+    devices = Devices(owner, (runs,))
+    (place,) = training_places(devices, subject.gpu, subject.calibration, None)
     return place.peak

@@ -11,6 +11,7 @@ import torch
 from megarlhf.data.packing import padded_length
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.fake_ranks import Received, fake_tensors, fake_world
+from megarlhf.engine.finite_step import step_if_finite
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.optimizer import begin_state, state_tensors
 from megarlhf.models.build import DTYPES
@@ -90,9 +91,8 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
     stage = engine.place.pp if filled_for is None else filled_for
     for phase, work in role.work.items():
         sequences, groups_of = batch_of(role, work, stage)
-        shares = engine.shares(sequences, groups_of)[engine.place.dp]
+        shares = engine.passes.shares(sequences, groups_of)[engine.place.dp]
         run.micro_batches[phase] = len(shares)
-        gc.collect()
         with meter.measured() as usage:
             if phase == TRAIN:
                 engine.train_step(sequences, role.loss, lr=1e-6, groups=groups_of)
@@ -101,7 +101,7 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         run.passes[phase] = usage
     if engine.optimizer is not None:
         with meter.measured() as run.update:
-            engine.optimizer.step()
+            step_if_finite(engine.optimizer, 0.0, engine.device)
     return run
 
 

@@ -12,9 +12,10 @@ from megarlhf.plan.layers import distinct_stages, have_equal_layers, run_stage
 from megarlhf.plan.memory import (
     Place,
     RoleRun,
-    colocated,
+    devices_of,
     engine_place,
     training_places,
+    with_engines,
 )
 from megarlhf.plan.roles import TRAIN, Role, roles_of
 from megarlhf.plan.subject import Subject
@@ -124,31 +125,38 @@ def assemble(subject: Subject, runs: list[RoleRun]) -> Plan:
     """From what ranks were measured to need to a plan."""
     config, roles = subject.config, [run.role for run in runs]
     on = Machines(subject.gpu, subject.gpus_per_node, subject.calibration)
+    devices = devices_of(config, runs)
     engines = stream = generated = None
-    seconds, offloaded, share_gpus = 0.0, 0, False
+    seconds, ahead = 0.0, False
     if isinstance(config, RLConfig):
-        share_gpus = config.rollout.placement == "colocated"
         stream = stream_needs(config, roles[0], exact=subject.exact)
-        engines = engine_needs(
-            config, subject.shape_of(config.model.path), subject.gpu, subject.calibration
-        )
+        directory = subject.shape_of(config.model.path)
+        engines = engine_needs(config, directory, subject.gpu, subject.calibration)
+        rollout = config.rollout
         generated = generation(
             roles[0].spec,
             engines,
-            config.rollout.prompts_per_step,
-            config.rollout.samples_per_prompt,
+            rollout.prompts_per_step,
+            rollout.samples_per_prompt,
             subject.lengths,
             on,
             active_parameters(roles[0].spec),
         )
-        seconds = stream_seconds(stream, on, share_gpus)
-        offloaded = max(sum(run.resting.values()) for run in runs[0].stages.values())
-    places = training_places(runs, subject.gpu, subject.calibration, stream)
+        ahead = rollout.async_steps > 0
+        seconds = stream_seconds(stream, on, rollout.placement == "colocated")
+    places = []
+    beside = None
     if isinstance(config, RLConfig):
         share = config.rollout.gpu_memory_utilization
-        place = engine_place(engines, subject.gpu, share, stream)
-        places = colocated(places, place, share) if share_gpus else [*places, place]
-    spans = lay_out(runs, on, generated, seconds, offloaded, share_gpus, sum(subject.lengths))
+        beside = engine_place(engines, subject.gpu, share, stream)
+    for each in devices:
+        own = training_places(each, subject.gpu, subject.calibration, stream)
+        if each.engines:
+            with_engines(own, beside, subject.calibration)
+        places += own
+    if beside is not None and not any(each.engines for each in devices):
+        places.append(beside)
+    spans = lay_out(devices, on, generated, seconds, sum(subject.lengths), ahead=ahead)
     return Plan(
         subject=subject,
         places=places,

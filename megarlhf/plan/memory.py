@@ -1,9 +1,11 @@
 """Who has how much of a GPU's memory in each phase of a step."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from megarlhf.cluster.placement import placement_of
+from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.plan.engines import EngineNeeds, StreamNeeds
 from megarlhf.plan.fake_run import BUFFERS, RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
@@ -70,39 +72,102 @@ class Place:
         return "tight" if self.is_tight or self.peak > TIGHT * self.memory else "fits"
 
 
+@dataclass(frozen=True)
+class Devices:
+    """GPUs and the processes that share them: of each as many ranks as there are GPUs, or fewer.
+
+    Attributes:
+        name: For people.
+        processes: The roles in each process; the one with most ranks first.
+        engines: Whether engines share them, too.
+    """
+
+    name: str
+    processes: tuple[tuple[RoleRun, ...], ...]
+    engines: bool = False
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether who does not compute puts its memory away."""
+        return self.engines or len(self.processes) > 1
+
+    @property
+    def leader(self) -> Role:
+        """Of the ranks that hold the GPUs."""
+        return self.processes[0][0].role
+
+
+def devices_of(config: RLConfig | OfflineConfig, runs: Sequence[RoleRun]) -> list[Devices]:
+    """Who shares GPUs, by the run's own placement."""
+    processes: dict[str, tuple[RoleRun, ...]] = {}
+    for run in runs:
+        processes[run.role.ranks] = (*processes.get(run.role.ranks, ()), run)
+    if not isinstance(config, RLConfig):
+        return [Devices(name, (members,)) for name, members in processes.items()]
+    kinds = [name.split()[0] for name in processes]
+    return [
+        Devices(
+            " + ".join(role.name for role in gang.roles),
+            tuple(processes[role.name] for role in gang.roles),
+            gang.engines,
+        )
+        for gang in placement_of(config, kinds).gangs
+    ]
+
+
 def training_places(
-    runs: Iterable[RoleRun], gpu: Gpu, calibration: Calibration, stream: StreamNeeds | None
+    devices: Devices, gpu: Gpu, calibration: Calibration, stream: StreamNeeds | None
 ) -> list[Place]:
-    """The trainer's GPUs, stage by stage, with memory of their own.
+    """The trainer's GPUs, by pipeline stage of those that hold them.
 
     Args:
-        runs: Roles with the same ``ranks`` share GPUs; of those one computes at a time.
+        devices: GPUs and who is on them.
         gpu: Theirs.
         calibration: Constants.
         stream: Of the actor's weights; None for an offline run.
     """
     places = []
-    for ranks, members in _by_ranks(runs).items():
-        leader = members[0].role.topology
-        for stage in members[0].stages:
-            rank_runs = [(member.role, member.stages[stage]) for member in members]
-            resting = _total(_resting(role, run) for role, run in rank_runs)
-            place = Place(
-                _place_name(ranks, stage, leader.pp), leader.world // leader.pp, gpu.nbytes
-            )
-            for phase in (SCORE, TRAIN):
-                active = [_active(role, run, phase, resting) for role, run in rank_runs]
-                if found := [kinds for kinds in active if kinds]:
-                    place.phases[phase] = max(found, key=lambda kinds: sum(kinds.values()))
-            if stream is not None:
-                place.phases[GENERATE] = resting
-                buckets = stream.bucket if ranks == "actor" else 0
-                place.phases[STREAM] = _total([resting, {BUCKETS: buckets} if buckets else {}])
-            for phase, kinds in place.phases.items():
-                place.phases[phase] = _with_overhead(kinds, leader.world, calibration)
-            place.phases = {p: place.phases[p] for p in PHASES if p in place.phases}
-            places.append(place)
+    topology = devices.leader.topology
+    for stage in devices.processes[0][0].stages:
+        name = _place_name(devices.name, stage, topology.pp)
+        place = Place(name, topology.world // topology.pp, gpu.nbytes)
+        found: dict[str, list[Kinds]] = {}
+        asleep = len(devices.processes) - 1
+        for process in devices.processes:
+            of_stage = [(run.role, _at(run, stage, topology.pp)) for run in process]
+            for phase, kinds in _of_process(of_stage, stream).items():
+                whole = _with_overhead(kinds, process[0].role.topology.world, asleep, calibration)
+                found.setdefault(phase, []).append(whole)
+        largest = {
+            phase: max(some, key=lambda kinds: sum(kinds.values())) for phase, some in found.items()
+        }
+        place.phases = {phase: largest[phase] for phase in PHASES if phase in largest}
+        places.append(place)
     return places
+
+
+def _of_process(
+    members: list[tuple[Role, RankRun]], stream: StreamNeeds | None
+) -> dict[str, Kinds]:
+    """By phase: one model of the process computes, the others keep what they have."""
+    resting = _total(_resting(role, run) for role, run in members)
+    phases: dict[str, Kinds] = {}
+    for phase in (SCORE, TRAIN):
+        active = [_active(role, run, phase, resting) for role, run in members]
+        if some := [kinds for kinds in active if kinds]:
+            phases[phase] = max(some, key=lambda kinds: sum(kinds.values()))
+    if stream is not None:
+        phases[GENERATE] = resting
+        buckets = {BUCKETS: stream.bucket} if members[0][0].name == "actor" else {}
+        phases[STREAM] = _total([resting, buckets])
+    return phases
+
+
+def _at(run: RoleRun, stage: int, stages: int) -> RankRun:
+    """What is beside a stage: the same one, or of another layout the one that needs most."""
+    if run.role.topology.pp == stages:
+        return run.stages[stage]
+    return max(run.stages.values(), key=lambda found: sum(found.resting.values()))
 
 
 def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds) -> Place:
@@ -127,19 +192,22 @@ def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds
     return place
 
 
-def colocated(places: list[Place], engines: Place, share: float) -> list[Place]:
-    """Engines on the actor's GPUs: each has them while the other's memory is away.
+def with_engines(places: list[Place], engines: Place, calibration: Calibration) -> None:
+    """Engines on the trainer's GPUs: each has them while the other's memory is away.
 
-    As `cluster.turns.Colocated` does it: for an update the engine's weights come back when gradients and
-    optimizer state are away, its KV cache when the trainer's weights are.
+    As `cluster.turns.Colocated` does it: for an update the engine's weights come back when all of the
+    trainer but the actor's weights is away, its KV cache when these are away, too. An engine that
+    sleeps keeps its context.
     """
     engine = engines.phases[GENERATE]
+    asleep = int((calibration.context_gib + calibration.communication_gib) * GIB)
     for place in places:
-        if not place.name.startswith("actor"):
-            continue
         rest = place.phases[GENERATE]
         stays = {kind: rest[kind] for kind in (BUFFERS, OVERHEAD) if kind in rest}
         weights = {kind: size for kind, size in rest.items() if kind.endswith("weights")}
+        for phase in (SCORE, TRAIN):
+            if phase in place.phases:
+                place.phases[phase] = _total([place.phases[phase], {OVERHEAD: asleep}])
         place.phases[GENERATE] = _total([stays, engine])
         place.phases[STREAM] = _total(
             [
@@ -150,14 +218,6 @@ def colocated(places: list[Place], engines: Place, share: float) -> list[Place]:
             ]
         )
         place.problem, place.is_tight = engines.problem, engines.is_tight
-    return places
-
-
-def _by_ranks(runs: Iterable[RoleRun]) -> dict[str, list[RoleRun]]:
-    found: dict[str, list[RoleRun]] = {}
-    for run in runs:
-        found.setdefault(run.role.ranks, []).append(run)
-    return found
 
 
 def _place_name(ranks: str, stage: int, stages: int) -> str:
@@ -187,9 +247,10 @@ def _active(role: Role, run: RankRun, phase: str, resting: Kinds) -> Kinds | Non
     return _total([peak, +others])
 
 
-def _with_overhead(kinds: Kinds, world: int, calibration: Calibration) -> Kinds:
-    gib = calibration.context_gib + calibration.workspace_gib
-    gib += calibration.communication_gib if world > 1 else 0.0
+def _with_overhead(kinds: Kinds, world: int, asleep: int, calibration: Calibration) -> Kinds:
+    """With what no tensor shows, of this process and of those that sleep beside it."""
+    gib = calibration.context_gib + (calibration.communication_gib if world > 1 else 0.0)
+    gib = gib * (1 + asleep) + calibration.workspace_gib
     moving = kinds.get(ACTIVATIONS, 0) + kinds.get(LOGITS, 0)
     return kinds | {OVERHEAD: int(gib * GIB + calibration.fragmentation * moving)}
 

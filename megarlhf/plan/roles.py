@@ -12,6 +12,7 @@ from megarlhf.algo.reward_loss import PairwiseRewardLoss, StepRewardLoss
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.algo.unpaired_loss import UnpairedLoss
 from megarlhf.algo.value_loss import ValueLoss
+from megarlhf.cluster.placement import reward_role
 from megarlhf.config import schema
 from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import ModelConfig, OfflineConfig, OptimizerConfig, RLConfig
@@ -51,8 +52,8 @@ class Role:
     """A model of the run.
 
     Attributes:
-        name: actor, critic, reference, reward; of an offline run: model, reference.
-        ranks: Whose ranks it runs on: a role's name.
+        name: actor, critic, reference, reward NAME; of an offline run: model, reference.
+        ranks: Whose processes it is in: a role's name.
         spec: The model.
         config: Its settings.
         topology: Its layout.
@@ -126,15 +127,20 @@ def _of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
         actor.work[SCORE] = whole
     roles = [actor]
     if settings.kl_coef:
-        roles.append(_frozen(actor, "reference", whole))
+        reference = _frozen(actor, "reference", whole)
+        if config.cluster.reference_ranks is not None:  # on ranks of its own
+            model = replace(config.model, recompute="none", parallel=config.reference.parallel)
+            topology = Topology.of(model.parallel, config.cluster.reference_ranks)
+            reference = replace(reference, ranks="reference", config=model, topology=topology)
+        roles.append(reference)
     if algorithm.needs_critic:
         roles.append(_critic(config, settings, whole, step, shape_of))
     for name, path in models_by_name(config.reward.models).items():
         model = replace(config.model, path=path, recompute="none", parallel=config.reward.parallel)
         roles.append(
             Role(
-                name="reward" if len(config.reward.models) == 1 else f"reward {name}",
-                ranks="reward" if len(config.reward.models) == 1 else f"reward {name}",
+                name=reward_role(name),
+                ranks=reward_role(name),
                 spec=ModelSpec.read_scalar(shape_of(path)),
                 config=model,
                 topology=Topology.of(model.parallel, config.cluster.reward_ranks),

@@ -3,14 +3,14 @@
 Every efficiency is a named constant (`Calibration`): these are estimates until somebody measures them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.plan.engines import EngineNeeds, StreamNeeds
 from megarlhf.plan.fake_run import RankRun, micro_batches_of
 from megarlhf.plan.hardware import Calibration, Gpu
-from megarlhf.plan.memory import GENERATE, STREAM, RoleRun
+from megarlhf.plan.memory import GENERATE, STREAM, Devices, RoleRun
 from megarlhf.plan.meter import Traffic
 from megarlhf.plan.roles import SCORE, TRAIN, Role
 
@@ -202,46 +202,55 @@ def stream_seconds(stream: StreamNeeds, on: Machines, colocated: bool) -> float:
 
 
 def lay_out(
-    runs: Iterable[RoleRun],
+    devices: Sequence[Devices],
     on: Machines,
     generated: Generation | None,
     stream: float,
-    offloaded: int,
-    colocated: bool,
     mean_tokens: int,
+    *,
+    ahead: bool = False,
 ) -> list[Span]:
-    """The phases of a step, one after the other; models on ranks of their own work side by side.
+    """The phases of a step, one after the other; models on GPUs of their own work side by side.
 
     Args:
-        runs: The roles.
+        devices: GPUs and the roles on them.
         on: The machines.
         generated: The rollout; None for an offline run.
         stream: Seconds of a weight update.
-        offloaded: Bytes that a rank puts on the host and takes back, where colocated.
-        colocated: Whether engines and actor take turns.
         mean_tokens: Of a sequence.
+        ahead: Whether the engines sample for the next step meanwhile.
     """
     spans: list[Span] = []
     now = 0.0
     if generated is not None:
-        where = "actor" if colocated else "engines"
+        where = next((each.name for each in devices if each.engines), "engines")
         spans.append(Span(GENERATE, where, now, generated.seconds, generated.parts))
-        now += generated.seconds
-        if colocated:
-            seconds = 2 * offloaded / (on.gpu.host_gb_s * 1e9 * on.calibration.links)
-            spans.append(Span("offload", where, now, seconds, {"host": seconds}))
-            now += seconds
+        now = 0.0 if ahead else generated.seconds
+    back: set[str] = set()  # who has been on the GPUs in this step
     for phase in (SCORE, TRAIN):
-        ends = {}
-        for run in runs:
-            if phase not in run.role.work:
-                continue
-            filled = mean_tokens / run.role.work[phase].tokens
-            parts = pass_parts(run.role, run.stages, phase, on, filled)
-            begin, seconds = ends.get(run.role.ranks, now), sum(parts.values())
-            spans.append(Span(f"{phase} {run.role.name}", run.role.ranks, begin, seconds, parts))
-            ends[run.role.ranks] = begin + seconds
-        now = max(ends.values(), default=now)
+        ends = [now]
+        for each in devices:
+            begin = now
+            for run in (run for process in each.processes for run in process):
+                if phase not in run.role.work:
+                    continue
+                filled = mean_tokens / run.role.work[phase].tokens
+                parts = pass_parts(run.role, run.stages, phase, on, filled)
+                if each.is_shared and (len(each.processes) > 1 or run.role.name not in back):
+                    parts["offload"] = _turn(run, on)
+                back.add(run.role.name)
+                seconds = sum(parts.values())
+                spans.append(Span(f"{phase} {run.role.name}", each.name, begin, seconds, parts))
+                begin += seconds
+            ends.append(begin)
+        now = max(ends)
     if generated is not None:
-        spans.append(Span(STREAM, "actor", now, stream, {"communication": stream}))
+        name = next(each.name for each in devices if "actor" in each.name)
+        spans.append(Span(STREAM, name, now, stream, {"communication": stream}))
     return spans
+
+
+def _turn(run: RoleRun, on: Machines) -> float:
+    """A model comes from the host's memory and goes back to it."""
+    most = max(sum(found.resting.values()) for found in run.stages.values())
+    return 2 * most / (on.gpu.host_gb_s * 1e9 * on.calibration.links)

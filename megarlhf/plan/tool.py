@@ -1,5 +1,6 @@
 """``megarlhf plan``."""
 
+import gc
 import json
 import logging
 import os
@@ -64,6 +65,7 @@ def run_plan(settings: Settings) -> int:
     from megarlhf.plan.making import as_dict, make_plan
     from megarlhf.plan.table import as_text
 
+    gc.freeze()  # what is imported is never looked at again, which collections are spared
     plan = make_plan(subject)
     print(as_text(plan))
     hints = advice(plan)

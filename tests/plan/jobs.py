@@ -1,6 +1,8 @@
 """What the ranks run in the planner's tests."""
 
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 
 import torch.distributed as dist
 
@@ -10,8 +12,11 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.fake_run import measure, run_rank
+from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
-from megarlhf.plan.roles import SCORE, TRAIN, Role, Work
+from megarlhf.plan.memory import Devices, RoleRun, training_places
+from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, roles_of
+from megarlhf.plan.subject import read_subject
 
 
 def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True):
@@ -26,7 +31,7 @@ def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="no
         spec=ModelSpec.read(path),
         config=config,
         topology=topology,
-        micro_batch_tokens=2 * tokens,
+        micro_batch_tokens=tokens if tokens > 1000 else 2 * tokens,
         optimizer=OptimizerConfig(),
         loss=NegativeLogLikelihood(),
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
@@ -66,3 +71,31 @@ def deep_stage(rank, world, path, parallel, size, stage):
     with _without_world():
         role = role_of(path, parallel, size, recompute="full", score=False)
         return [run_stage(role, stage, exact=exact) for exact in (False, True)]
+
+
+def stages(rank, world, cases, tokens):
+    """Of each case the first rank of a stage."""
+    with _without_world():
+        return [
+            run_stage(role_of(path, parallel, size, tokens=tokens, score=False), stage, exact=False)
+            for path, parallel, size, stage in cases
+        ]
+
+
+def first_stages(rank, world, files):
+    """Of each configuration the trained models' first stages: peak and memory of a GPU."""
+    with _without_world():
+        return [
+            _first_stages(read_subject(Path(file), (), calibration=Calibration())) for file in files
+        ]
+
+
+def _first_stages(subject):
+    found = []
+    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
+        if role.optimizer is not None:
+            role = replace(role, work={TRAIN: role.work[TRAIN]})
+            devices = Devices(role.name, ((RoleRun(role, {0: run_stage(role, 0, exact=False)}),),))
+            (place,) = training_places(devices, subject.gpu, subject.calibration, None)
+            found.append((place.peak, place.memory))
+    return found

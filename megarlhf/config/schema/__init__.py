@@ -35,6 +35,7 @@ from megarlhf.config.schema.learning import (
     PretrainingDataConfig,
     PtxConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -71,6 +72,7 @@ __all__ = [
     "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
+    "LoraConfig",
     "MachinesConfig",
     "ModelConfig",
     "OfflineConfig",

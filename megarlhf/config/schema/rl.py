@@ -13,6 +13,7 @@ from megarlhf.config.schema.common import (
 )
 from megarlhf.config.schema.data import PromptDataConfig
 from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
@@ -45,6 +46,7 @@ class RLConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
