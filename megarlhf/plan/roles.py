@@ -88,9 +88,23 @@ def roles_of(config: RLConfig | OfflineConfig, world: int, shape_of: ShapeOf) ->
     Raises:
         UserError: A method that cannot be planned.
     """
+    _refuse(config)
     if isinstance(config, RLConfig):
         return _of_rl(config, shape_of)
     return _of_offline(config, world, shape_of)
+
+
+def _refuse(config: RLConfig | OfflineConfig) -> None:
+    """What would need memory that is not counted."""
+    wanted = {"lora": "rank", "ema": "decay", "ptx": "coef"}
+    for section, key in wanted.items():
+        part = getattr(config, section, None)
+        if part is not None and (getattr(part, key) or (section == "lora" and part.is_on)):
+            raise UserError(
+                f"a run with {section} cannot be planned yet",
+                where=f"{section}.{key}",
+                fix=f"plan it without {section}, and leave room for it",
+            )
 
 
 def _of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:

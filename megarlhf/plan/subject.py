@@ -1,5 +1,6 @@
 """What is planned: a run's configuration, the machines, and the shapes of its models."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,10 +78,11 @@ def config_class(file: Path | None, method: str | None) -> type:
     """Of which command a configuration is.
 
     Args:
-        file: In a directory named for the method, such as configs/dpo/.
+        file: Its directory's name or its own has the method in it, such as configs/dpo/.
         method: In place of that: sft, rm, prm, dpo, kto, kd or rl.
     """
-    words = [method] if method else [*file.parts[-2:-1]] if file else []
+    names = " ".join(file.parts[-2:]) if file else ""
+    words = [method] if method else re.split(r"[^a-z0-9]+", names.lower())
     return next((OFFLINE[word] for word in words if word in OFFLINE), RLConfig)
 
 

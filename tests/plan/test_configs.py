@@ -14,7 +14,11 @@ from tests.plan import jobs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMED = re.compile(r".+_(\d+)x(\d+)([a-z][a-z0-9-]*?)(_hybrid)?\.yaml")
-FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if NAMED.fullmatch(file.name))
+FILES = sorted(
+    file
+    for file in CONFIGS.rglob("*.yaml")
+    if NAMED.fullmatch(file.name) and file.parent.name != "lora"  # which cannot be planned yet
+)
 # What cannot be: docs/scale.md says by how much.
 DOES_NOT_FIT = {"ppo/llama3-70b_2x8a100-80g.yaml"}
 
