@@ -1,5 +1,6 @@
 """A plan: who needs how much of which GPU, whether it fits, and how long a step takes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.engines import EngineNeeds, StreamNeeds, engine_needs, stream_needs
+from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.layers import distinct_stages, have_equal_layers, run_stage
 from megarlhf.plan.memory import (
     Place,
@@ -100,8 +102,12 @@ class Plan:
         return span.name, max(span.parts, key=span.parts.__getitem__)
 
 
-def make_plan(subject: Subject) -> Plan:
+def make_plan(subject: Subject, run: Callable[..., RankRun] = run_stage) -> Plan:
     """Run every role's distinct ranks and put together what they need.
+
+    Args:
+        subject: What is planned.
+        run: How a role's stage is run: `run_stage`, or what remembers its results.
 
     Raises:
         UserError: The configuration cannot be planned, or its layout does not go with the model.
@@ -112,7 +118,7 @@ def make_plan(subject: Subject) -> Plan:
         RoleRun(
             role,
             {
-                stage: run_stage(role, stage, exact=subject.exact, skew=subject.skew)
+                stage: run(role, stage, exact=subject.exact, skew=subject.skew)
                 for stage in distinct_stages(role)
             },
         )

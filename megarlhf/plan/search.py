@@ -8,8 +8,9 @@ ranks there are is extrapolated. What is best then is planned as any configurati
 import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from megarlhf.config.schema import RLConfig
 from megarlhf.errors import UserError
@@ -17,7 +18,10 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.advice import Change, changed
+from megarlhf.plan.fake_run import RankRun
+from megarlhf.plan.layers import run_stage
 from megarlhf.plan.making import Plan, make_plan
+from megarlhf.plan.roles import Role
 from megarlhf.plan.subject import Subject
 
 SECONDS = 45.0  # of planning
@@ -56,23 +60,38 @@ class Result:
     left: int
 
 
-def search(subject: Subject, seconds: float = SECONDS) -> Result:
-    """Plan layouts, the most promising first, for at most about so long."""
-    end = time.monotonic() + seconds
+def search(subject: Subject) -> Result:
+    """Plan layouts, the most promising first, for at most about `SECONDS`."""
+    end = time.monotonic() + SECONDS
     candidates = sorted(_candidates(subject), key=lambda change: _burden(subject, change))
-    found, tried = [], 0
+    found, tried, run = [], 0, _remembering()
     for change in candidates:
         if time.monotonic() > end:
             break
         tried += 1
         try:
-            plan = make_plan(changed(subject, change))
+            plan = make_plan(changed(subject, change), run)
         except UserError:
             continue
         if plan.verdict != "does not fit":
             found.append(Found(change, plan))
     found.sort(key=lambda one: one.plan.seconds)
     return Result(found[:BEST], tried, len(candidates) - tried)
+
+
+def _remembering() -> Callable[..., RankRun]:
+    """`run_stage`, once for each layout: where the engines are changes nothing for the trainer."""
+    known: dict[tuple, RankRun] = {}
+
+    def run(role: Role, stage: int, **options: Any) -> RankRun:
+        work = tuple(role.work.items())
+        tokens = role.micro_batch_tokens
+        key = (role.name, role.spec.path, role.config, role.topology, tokens, work, stage)
+        if key not in known:
+            known[key] = run_stage(role, stage, **options)
+        return known[key]
+
+    return run
 
 
 def search_text(result: Result) -> str:

@@ -1,16 +1,21 @@
 """What the ranks run in the planner's tests."""
 
-from contextlib import contextmanager
+import io
+import logging
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import torch.distributed as dist
 
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
+from megarlhf.plan import search, tool
 from megarlhf.plan.fake_run import measure, run_rank
 from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
@@ -99,3 +104,16 @@ def _first_stages(subject):
             (place,) = training_places(devices, subject.gpu, subject.calibration, None)
             found.append((place.peak, place.memory))
     return found
+
+
+def command(rank, world, settings, seconds=None):
+    """The command's exit status and what it prints, or the error."""
+    printed = io.StringIO()
+    limit = patch.object(search, "SECONDS", seconds or search.SECONDS)
+    with _without_world(), redirect_stdout(printed), limit:
+        try:
+            return tool.run_plan(settings), printed.getvalue()
+        except UserError as error:
+            return error.status, str(error)
+        finally:
+            logging.disable(logging.NOTSET)
