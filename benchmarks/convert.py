@@ -1,7 +1,9 @@
 """Checkpoint conversion: speed beside a plain copy of the files, and memory, both ways.
 
 Random bf16 models of the shapes of Qwen2.5 0.5B (tied) and of a 2B Llama. Every way runs in a process
-of its own; the ways take turns. All of them, the plain copy too, end with the bytes on the disk.
+of its own; the ways take turns. With transformers: load the model and save it again, by itself or with
+Megatron's dist_checkpointing (names and layout left as they are).
+All of them, the plain copy too, end with the bytes on the disk.
 """
 
 import argparse
@@ -118,6 +120,29 @@ for name in os.listdir({out!r}):
 """
 
 
+_DIST_CHECKPOINT = """
+import os, tempfile
+import torch.distributed as dist
+from megarlhf.parallel import device
+device.prepare()
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing import ShardedTensor
+from transformers import AutoModelForCausalLM
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+os.mkdir({out!r})
+# begin
+model = AutoModelForCausalLM.from_pretrained({source!r}, dtype="bfloat16")
+tensors = dict(model.named_parameters()).items()
+dist_checkpointing.save(
+    {{name: ShardedTensor.from_rank_offsets(name, tensor.data) for name, tensor in tensors}}, {out!r}
+)
+for name in os.listdir({out!r}):
+    descriptor = os.open(os.path.join({out!r}, name), os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+"""
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.convert", description=__doc__)
@@ -146,6 +171,7 @@ def measure(model: str, directory: Path, rounds: int) -> list[dict[str, Any]]:
         "HF to Megatron": _CONVERT.format(arguments=[*to_megatron, str(out)]),
         "Megatron to HF": _CONVERT.format(arguments=[*to_hf, str(out)]),
         "transformers": _TRANSFORMERS.format(source=str(source), out=str(out)),
+        "transformers, Megatron": _DIST_CHECKPOINT.format(source=str(source), out=str(out)),
     }
     found: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}
     for _ in range(rounds):

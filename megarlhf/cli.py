@@ -6,13 +6,14 @@ import math
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megarlhf import __version__
+from megarlhf import __version__, launcher
 from megarlhf.config import loader, schema
 from megarlhf.config.wording import describe
 from megarlhf.errors import UserError, cannot_write, disk_error
@@ -35,11 +36,13 @@ class Command:
 
 COMMANDS = {
     "rl": Command(
-        schema.RLConfig, "megarlhf.trainer.rl:train", "reinforcement learning; Ray drives it"
+        schema.RLConfig,
+        "megarlhf.trainer.start:rl",
+        "reinforcement learning, on Ray or under torchrun",
     ),
     "generate": Command(
         schema.RLConfig,
-        "megarlhf.trainer.generation:generate",
+        "megarlhf.trainer.start:generate",
         "sample and score responses with the settings of rl, and keep the best and pairs of them",
     ),
     **{
@@ -78,7 +81,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         cause = _user_error_behind(error)
         if cause is None:
+            launcher.record_failure(traceback.format_exc())
             raise
+        launcher.record_failure(f"megarlhf: error: {cause}")
         _complain(cause)
         return cause.status
 
@@ -209,7 +214,9 @@ def _run_configured(arguments: argparse.Namespace) -> int:
     config = loader.load(command.config, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")
     summary: dict[str, Any] = getattr(importlib.import_module(module), function)(config)
-    return INTERRUPTED if summary.get("interrupted") else 0
+    if not summary.get("interrupted"):
+        return 0
+    return 0 if launcher.tell_stopped(summary["steps"]) else INTERRUPTED
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

@@ -20,11 +20,11 @@ LEVELS = (
     {"cli", "demo", "parity"},
     {"trainer", "parity"},
     {"cluster"},
-    {"engine", "rollout", "sync", "rewards"},
+    {"engine", "rollout", "sync", "rewards", "agents"},
     {"models", "parallel"},
     {"algo", "data"},
     {"config"},
-    {"errors"},
+    {"errors", "launcher"},
     {"__init__"},
 )
 LEVEL_OF = {package: level for level, packages in enumerate(LEVELS) for package in packages}
@@ -101,7 +101,7 @@ OURS = [found for found in IMPORTS if found.imported.split(".")[0] == "megarlhf"
 
 def test_the_reader_sees_lazy_and_guarded_imports():
     assert Import("megarlhf.rollout.engine", "vllm", False) in IMPORTS
-    assert Import("megarlhf.cluster.worker_group", "ray", True) in IMPORTS
+    assert Import("megarlhf.cluster.ray_cluster", "ray", True) in IMPORTS
     assert Import("megarlhf.data.prompts", "transformers", False) in IMPORTS
     assert Import("megarlhf.engine.model_worker", "megarlhf.engine.checkpoint", True) in IMPORTS
 
@@ -173,7 +173,9 @@ def test_configuration_data_algorithms_and_layout_maps_need_only_torch():
 
 
 def test_the_driver_process_needs_neither_megatron_nor_vllm():
-    assert loads(["megarlhf.trainer.rl"]) == ["ray", "transformers"]
+    assert loads(["megarlhf.trainer.start"]) == ["transformers"]  # Ray when it is to keep processes
+    assert loads(["megarlhf.cluster.ray_cluster"]) == ["ray"]
+    assert loads(["megarlhf.cluster.child"]) == []
 
 
 def test_the_command_line_answers_before_anything_heavy_is_loaded():

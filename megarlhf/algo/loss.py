@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
+import torch
+
+from megarlhf.data.records import MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 
 LOSS_WEIGHT = "loss_weight"
@@ -31,7 +34,12 @@ class Divisors(NamedTuple):
 class TokenMean:
     """A loss that is a mean over tokens: how it is divided."""
 
+    temperature: float
     from_logits = None  # it reads what the engine makes of the logits
+
+    def temperature_at(self, batch: MicroBatch) -> float | torch.Tensor:
+        """The same for all tokens."""
+        return self.temperature
 
     def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
         """The total weight (the field ``loss_weight``; 1 a token without it) and the trained tokens.

@@ -1,74 +1,79 @@
-"""Ray's errors about processes, as they read for the person who runs the job."""
+"""What is said when a process is gone, as it reads for the person who runs the job."""
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import ray
-from ray.exceptions import (
-    GetTimeoutError,
-    LocalRayletDiedError,
-    NodeDiedError,
-    ObjectLostError,
-    RayActorError,
-    RayTaskError,
-    WorkerCrashedError,
-)
-
+from megarlhf.cluster.processes import NoAnswer, Processes, ProcessGone
 from megarlhf.errors import ProcessLost
 
-GONE = (RayActorError, WorkerCrashedError, NodeDiedError, LocalRayletDiedError, ObjectLostError)
-GRACE_S = 5.0  # in which Ray sees that a process is gone whose peers have failed already
+GRACE_S = 5.0  # in which it is seen that a process is gone whose peers have failed already
 GO_ON = "the newest checkpoint in output.dir is intact: the same command goes on from there"
 
 
 @contextmanager
 def explained() -> Iterator[None]:
-    """Turn what Ray raises when a process is gone, or does not start, into an error for people.
+    """Turn the loss of a process, or one that does not start, into an error for people.
 
     Raises:
         ProcessLost: As said. Errors that a process raised go through unchanged.
     """
     try:
         yield
-    except GetTimeoutError as error:
+    except NoAnswer as error:
         raise ProcessLost(
             "the ranks and engines were not ready in time",
             where="cluster.start_timeout_s",
             fix="see that the cluster has the CPUs or GPUs that they ask for, or raise it",
         ) from error
-    except RayTaskError:
-        raise
-    except GONE as error:
-        raise ProcessLost(_what(error), fix=f"see its last output above; {GO_ON}") from error
+    except ProcessGone as error:
+        raise ProcessLost(str(error), fix=f"see its last output above; {GO_ON}") from error
 
 
-def culprit(error: Exception, others: Sequence[Any]) -> Exception:
+def culprit(error: Exception, others: Sequence[Any], processes: Processes) -> Exception:
     """The cause of a failure: a rank whose peer was killed fails too, and may be heard of first.
 
     Args:
         error: What was raised first.
         others: References that were waited for with it.
+        processes: They are of.
     """
-    if not isinstance(error, RayTaskError):
+    if isinstance(error, ProcessGone):
         return error
-    done, _ = ray.wait(list(others), num_returns=len(others), timeout=GRACE_S)
+    done, _ = processes.wait(others, len(others), GRACE_S)
     for reference in done:
         try:
-            ray.get(reference)
-        except RayTaskError:
-            continue
-        except GONE as gone:
+            processes.result(reference)
+        except ProcessGone as gone:
             return gone
+        except Exception:
+            continue
     return error
 
 
-def _what(error: Exception) -> str:
-    text = str(error)
-    name, pid = (re.search(rf"{key}: (\w+)", text) for key in ("class_name", "pid"))
-    if getattr(error, "actor_init_failed", False):  # the message ends with what it raised
-        return f"a process failed while it started: {text.strip().splitlines()[-1].strip()}"
-    if name and pid:
-        return f"process {pid[1]} ({name[1]}) ended unexpectedly: killed, or out of memory"
-    return f"a process of the run ended unexpectedly ({type(error).__name__})"
+def wait_for_all(
+    references: Sequence[Any], processes: Processes, timeout_s: float | None = None
+) -> list[Any]:
+    """Every result, in order; raises as soon as any of them failed.
+
+    Args:
+        references: Of the results.
+        processes: They are of.
+        timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
+
+    Raises:
+        NoAnswer: Nothing came for so long.
+        Exception: What a call raised.
+    """
+    left = list(references)
+    while left:
+        done, left = processes.wait(left, 1, timeout_s)
+        if not done:
+            raise NoAnswer(f"{len(left)} gave no answer in {timeout_s:g} s")
+        for reference in done:
+            try:
+                processes.result(reference)
+            except Exception as error:
+                cause = culprit(error, left, processes)
+                raise cause from cause.__cause__
+    return [processes.result(reference) for reference in references]

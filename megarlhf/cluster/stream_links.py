@@ -3,10 +3,9 @@
 from dataclasses import asdict
 from typing import Any
 
-import ray
-
-from megarlhf.cluster.ray_cluster import have_gpus
-from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
+from megarlhf.cluster.failures import wait_for_all
+from megarlhf.cluster.processes import Processes
+from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
@@ -26,14 +25,14 @@ class StreamLinks:
     Args:
         config: The run's configuration.
         trainer: The ranks.
+        processes: Theirs and the engines'.
     """
 
-    def __init__(self, config: RLConfig, trainer: WorkerGroup) -> None:
-        self._config, self._trainer = config, trainer
+    def __init__(self, config: RLConfig, trainer: WorkerGroup, processes: Processes) -> None:
+        self._config, self._trainer, self._processes = config, trainer, processes
         self._made = 0
-        self._port = ray.get(trainer.members[0].serve_stream.remote(trainer.host))
-        nodes = ray.get([member.__ray_call__.remote(_node) for member in trainer.members])
-        self._nodes = set(nodes)
+        self._port = processes.result(trainer.members[0].serve_stream.remote(trainer.host))
+        self._nodes = {processes.node(member) for member in trainer.members}
 
     def open(self, engines: dict[int, Any]) -> None:
         """Meet engines, given by number.
@@ -41,27 +40,23 @@ class StreamLinks:
         Raises:
             UserError: The wanted transport cannot be taken.
         """
-        nodes = ray.get([engine.__ray_call__.remote(_node) for engine in engines.values()])
         infos = [
-            self._info(number, one_node=self._nodes == {node})
-            for number, node in zip(engines, nodes, strict=True)
+            self._info(number, one_node=self._nodes == {self._processes.node(engine)})
+            for number, engine in engines.items()
         ]
         joining = [
             engine.join_stream.remote(info.as_dict())
             for engine, info in zip(engines.values(), infos, strict=True)
         ]
-        wait_for_all([*self._trainer.call("open_stream", infos), *joining], self._timeout)
-
-    @property
-    def _timeout(self) -> float:
-        return self._config.cluster.start_timeout_s
+        calls = [*self._trainer.call("open_stream", infos), *joining]
+        wait_for_all(calls, self._processes, self._config.cluster.start_timeout_s)
 
     def _info(self, number: int, *, one_node: bool) -> StreamInfo:
         config = self._config
         self._made += 1
         transport = choose(
             config.stream.transport,
-            device="cuda" if have_gpus() else "cpu",
+            device="cuda" if self._processes.on_gpu else "cpu",
             one_node=one_node,
             colocated=config.rollout.placement == "colocated",
         )
@@ -78,8 +73,3 @@ class StreamLinks:
             dtype=config.rollout.dtype or config.model.dtype,
             timeout_s=config.cluster.stream_timeout_s,
         )
-
-
-def _node(_: Any) -> str:
-    """Runs in an actor: the node it is on."""
-    return ray.get_runtime_context().get_node_id()

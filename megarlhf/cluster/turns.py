@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from megarlhf.cluster.ray_cluster import have_gpus
+from megarlhf.cluster.residents import Residents
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 
@@ -12,7 +12,6 @@ class Engines(Protocol):
     """What is wanted of an `EngineGroup`."""
 
     version: int | None
-    before_stream: Callable[[], None]
 
     def update(self, version: int) -> int:
         """See `EngineGroup.update`."""
@@ -54,21 +53,19 @@ class Colocated(Separate):
     Args:
         trainer: The trainer's ranks.
         engines: The engines.
+        residents: The models on the engines' devices, the trainer's among them.
     """
 
-    def __init__(self, trainer: WorkerGroup, engines: Engines) -> None:
+    def __init__(self, trainer: WorkerGroup, engines: Engines, residents: Residents) -> None:
         super().__init__(engines)
-        self._trainer = trainer
-        self._engines_awake, self._weights_away = True, False
-        engines.before_stream = self._have_weights  # of an engine that is replaced
+        self._trainer, self._residents = trainer, residents
+        self._engines_awake = True
 
     def train(self) -> None:
-        """See `Separate.train`."""
+        """See `Separate.train`; a model's memory comes back when it is called."""
         if self._engines_awake:
             self._engines.sleep()
             self._engines_awake = False
-        self._trainer.run("reload")
-        self._weights_away = False
 
     def sample(self) -> None:
         """See `Separate.sample`."""
@@ -78,29 +75,29 @@ class Colocated(Separate):
 
     def update(self, version: int) -> int:
         """See `Separate.update`."""
-        self._trainer.run("offload", "gradients", "optimizer")
+        self._residents.keep_weights(self._trainer)
         if not self._engines_awake:
             self._engines.wake("weights")
         sent = self._engines.update(version)
-        self._trainer.run("offload", "weights")
-        self._weights_away = True
+        self._residents.leave()
         if not self._engines_awake:
             self._engines.wake("kv_cache")
         self._engines_awake = True
         return sent
 
-    def _have_weights(self) -> None:
-        if self._weights_away:
-            self._trainer.run("reload")
-            self._weights_away = False
-
 
 def turns_of(
-    config: RLConfig, trainer: WorkerGroup, engines: Engines, note: Callable[[str], None]
+    config: RLConfig,
+    trainer: WorkerGroup,
+    engines: Engines,
+    note: Callable[[str], None],
+    *,
+    on_gpu: bool,
 ) -> Separate:
     """As ``rollout.placement`` says."""
     if config.rollout.placement == "separate":
         return Separate(engines)
-    if not have_gpus():
+    if not on_gpu:
         note("colocated on CPUs: vLLM's engines sleep without giving back memory")
-    return Colocated(trainer, engines)
+    assert trainer.residents is not None  # it shares the engines' devices
+    return Colocated(trainer, engines, trainer.residents)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from megarlhf.cluster.worker_group import WorkerGroup, wait_for_all
+from megarlhf.cluster.failures import wait_for_all
+from megarlhf.cluster.processes import Processes
+from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import StreamConfig
 from megarlhf.sync.plan import Worker
 from megarlhf.sync.prints import Prints, compare
@@ -13,10 +15,11 @@ class Verification:
 
     Args:
         config: When to compare.
+        processes: Trainer's and engines'.
     """
 
-    def __init__(self, config: StreamConfig) -> None:
-        self._config = config
+    def __init__(self, config: StreamConfig, processes: Processes) -> None:
+        self._config, self._processes = config, processes
         self._updates = 0
 
     def after_update(self, trainer: WorkerGroup, engines: dict[int, Any]) -> None:
@@ -28,7 +31,7 @@ class Verification:
         due = self._is_due()
         self._updates += 1
         if due:
-            verify(trainer, engines)
+            verify(trainer, engines, self._processes)
 
     def _is_due(self) -> bool:
         config = self._config
@@ -38,7 +41,7 @@ class Verification:
         return self._updates == 0 or again
 
 
-def verify(trainer: WorkerGroup, engines: dict[int, Any]) -> int:
+def verify(trainer: WorkerGroup, engines: dict[int, Any], processes: Processes) -> int:
     """Compare fingerprints of every rectangle that every worker of the engines keeps.
 
     Returns:
@@ -49,7 +52,7 @@ def verify(trainer: WorkerGroup, engines: dict[int, Any]) -> int:
     """
     calls = trainer.call("stream_prints", list(engines))
     answers = wait_for_all(
-        [*calls, *(engine.stream_prints.remote() for engine in engines.values())]
+        [*calls, *(engine.stream_prints.remote() for engine in engines.values())], processes
     )
     sent: dict[Worker, Prints] = {}
     for of_rank in answers[: len(calls)]:

@@ -1,12 +1,10 @@
-"""The ranks of one model as Ray actors, called together."""
+"""The ranks of one model, called together."""
 
 from typing import Any
 
-import ray
-
-from megarlhf.cluster.failures import culprit
-from megarlhf.cluster.ray_cluster import QUIET, have_gpus
-from megarlhf.cluster.shares import gpus_of_rank
+from megarlhf.cluster.failures import wait_for_all
+from megarlhf.cluster.processes import Processes, Recipe
+from megarlhf.cluster.residents import Residents
 from megarlhf.config.schema import RLConfig
 
 
@@ -16,39 +14,53 @@ class WorkerGroup:
     Args:
         worker: The class each rank runs, ``worker(config, rank, world, threads)``.
         config: The run's configuration.
-        world: Number of ranks.
+        role: The model's name in the run's placement, which says how many ranks it has.
+        processes: Where they run.
+        residents: Takes turns for the devices that the model shares with others, if it does.
 
     Attributes:
         members: Handles of the ranks, in order.
         host: Address of rank 0's node, known after ``start``.
     """
 
-    def __init__(self, worker: type, config: RLConfig, world: int) -> None:
-        cluster = config.cluster
-        resources = (
-            {"num_gpus": gpus_of_rank(config)}
-            if have_gpus()
-            else {"num_cpus": cluster.cpus_per_rank}
-        )
-        environment = dict(QUIET)
-        if not have_gpus():
-            environment["OMP_NUM_THREADS"] = str(cluster.threads_per_rank)
-        remote = ray.remote(worker).options(**resources, runtime_env={"env_vars": environment})
+    def __init__(
+        self,
+        worker: type,
+        config: RLConfig,
+        role: str,
+        processes: Processes,
+        residents: Residents | None = None,
+    ) -> None:
+        cluster, self.role = config.cluster, role
+        one = next(r for r in processes.placement.gang_of(role).roles if r.name == role)
+        environment = {} if processes.on_gpu else {"OMP_NUM_THREADS": str(cluster.threads_per_rank)}
         self._timeout = cluster.start_timeout_s
-        self.members = [
-            remote.remote(config, rank, world, cluster.threads_per_rank) for rank in range(world)
-        ]
+        self._processes = processes
+        self.residents = residents
+        self.members = []
+        for rank in range(one.ranks):
+            recipe = Recipe(
+                worker, (config, rank, one.ranks, cluster.threads_per_rank), environment
+            )
+            self.members.append(processes.rank(role, rank, recipe))
 
     def start(self) -> None:
-        """Let the ranks find each other and build their models."""
-        first = self.members[0]
-        self.host = ray.get(first.__ray_call__.remote(_node_address), timeout=self._timeout)
-        port = ray.get(first.free_port.remote(self.host))
-        ray.get(self.call("start", self.host, port), timeout=self._timeout)
+        """Let the ranks find each other and build their models.
 
-    def call(self, method: str, *args: Any) -> list[ray.ObjectRef]:
-        """Start a method on every rank; arguments are put into the object store once."""
-        shared = [ray.put(arg) for arg in args]
+        Raises:
+            NoAnswer: That takes longer than ``cluster.start_timeout_s``.
+        """
+        first = self.members[0]
+        wait_for_all([first.ready.remote()], self._processes, self._timeout)
+        self.host = self._processes.address(first)
+        (port,) = wait_for_all([first.free_port.remote(self.host)], self._processes, self._timeout)
+        wait_for_all(self.call("start", self.host, port), self._processes, self._timeout)
+
+    def call(self, method: str, *args: Any) -> list[Any]:
+        """Start a method on every rank; returns references. Arguments are put on the way once."""
+        if self.residents is not None:
+            self.residents.enter(self, method)
+        shared = [self._processes.shared(arg) for arg in args]
         return [getattr(member, method).remote(*shared) for member in self.members]
 
     def run(self, method: str, *args: Any) -> list[Any]:
@@ -56,11 +68,11 @@ class WorkerGroup:
 
         The first rank that fails ends the wait: the others may be waiting for it.
         """
-        return wait_for_all(self.call(method, *args))
+        return self.results(self.call(method, *args))
 
-    def results(self, references: list[ray.ObjectRef]) -> list[Any]:
+    def results(self, references: list[Any]) -> list[Any]:
         """What a `call` returned, on every rank; see `run`."""
-        return wait_for_all(references)
+        return wait_for_all(references, self._processes)
 
     def merged(self, method: str, *args: Any) -> dict[int, Any]:
         """Call a method whose answers are dictionaries of disjoint shares, and join them."""
@@ -70,30 +82,3 @@ class WorkerGroup:
 def joined(answers: list[dict[int, Any]]) -> dict[int, Any]:
     """One dictionary of disjoint shares."""
     return {index: value for answer in answers for index, value in answer.items()}
-
-
-def wait_for_all(references: list[ray.ObjectRef], timeout_s: float | None = None) -> list[Any]:
-    """Every result, in order; raises as soon as any of them failed.
-
-    Args:
-        references: Of the results.
-        timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
-
-    Raises:
-        GetTimeoutError: Nothing came for so long.
-    """
-    left = list(references)
-    while left:
-        done, left = ray.wait(left, num_returns=1, timeout=timeout_s)
-        if not done:
-            raise ray.exceptions.GetTimeoutError(f"{len(left)} gave no answer in {timeout_s:g} s")
-        try:
-            ray.get(done)
-        except Exception as error:
-            raise culprit(error, left) from None
-    return ray.get(references)
-
-
-def _node_address(_: Any) -> str:
-    """Runs in an actor: the address that other nodes reach its node at."""
-    return ray.util.get_node_ip_address()

@@ -6,6 +6,8 @@ names the key and what to change. Whether a model's architecture is supported is
 say, and whether an algorithm exists and what it asks of the settings for `algo`.
 """
 
+from megarlhf.config.agent_checks import check_scoring
+from megarlhf.config.async_checks import check_async
 from megarlhf.config.data_checks import check_data
 from megarlhf.config.layout_checks import (
     check_engine_heads,
@@ -13,11 +15,13 @@ from megarlhf.config.layout_checks import (
     check_sequence_length,
     check_shares,
 )
+from megarlhf.config.learning_checks import check_best_offline, check_learning
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
+from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.ranges import check_ranges, check_required
-from megarlhf.config.reward_checks import check_reward, models_by_name
+from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import OfflineConfig, ParallelConfig, RLConfig
 from megarlhf.errors import UserError
 
@@ -31,8 +35,9 @@ def check_rl(config: RLConfig) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
-    check_reward(config.reward)
+    check_scoring(config)
     check_rollout_batch(config)
+    check_async(config)
     model = read_model_config(config.model.path)
     check_engine_weights(config.model.path)
     ranks = config.cluster.actor_ranks
@@ -40,6 +45,12 @@ def check_rl(config: RLConfig) -> None:
     check_engine_heads(config, model)
     check_sequence_length(rollout_lengths(config), model)
     check_rollout_shares(config, config.model.parallel, ranks)
+    check_placement(config)
+    if config.cluster.reference_ranks is not None:
+        ranks, parallel = config.cluster.reference_ranks, config.reference.parallel
+        check_parallel(parallel, model, ranks, "cluster.reference_ranks", "reference.parallel")
+        check_rollout_shares(config, parallel, ranks)
+    check_learning(config, model)
 
 
 def check_critic(config: RLConfig) -> None:
@@ -91,6 +102,7 @@ def check_offline(config: OfflineConfig, world_size: int) -> None:
     check_ranges(config)
     check_data(config.data)
     check_evaluation(config)
+    check_best_offline(config)
     check_loss(config)
     model = read_model_config(config.model.path)
     check_parallel(config.model.parallel, model, world_size, "torchrun's number of processes")

@@ -1,6 +1,7 @@
 """What single settings must be: given, and in their range."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 
 from megarlhf.config.schema import OfflineConfig, RLConfig
@@ -25,6 +26,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "data.max_tokens",
             "data.workers",
             "reward.batch_size",
+            "agent.max_turns",
+            "agent.max_turn_tokens",
+            "agent.concurrency",
+            "agent.workers",
             "rollout.engines",
             "rollout.tensor_parallel",
             "rollout.prompts_per_step",
@@ -40,9 +45,15 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.batch_size",
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
+            "ptx.batch_size",
             "cluster.actor_ranks",
             "cluster.critic_ranks",
+            "cluster.reference_ranks",
             "cluster.reward_ranks",
+            "cluster.actor_nodes",
+            "cluster.critic_nodes",
+            "cluster.reference_nodes",
+            "cluster.reward_nodes",
             "cluster.threads_per_rank",
         ),
     ),
@@ -66,8 +77,10 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "algorithm.correction_low",
             "algorithm.kl_coef",
             "critic.warmup_rollouts",
+            "rollout.async_steps",
             "reward.workers",
             "reward.retries",
+            "agent.retries",
             "algorithm.overlong_penalty",
             "algorithm.length_penalty",
             "algorithm.max_refills",
@@ -75,6 +88,9 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "stream.restarts",
             "train.save_every",
             "train.eval_every",
+            "train.max_skipped_steps",
+            "ptx.coef",
+            "evaluation.samples",
             "train.seed",
             "output.sampled_rollouts",
         ),
@@ -87,6 +103,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "loss.beta",
             "loss.temperature",
             "reward.timeout_s",
+            "agent.timeout_s",
             "algorithm.correction_high",
             "algorithm.kl_target",
             "algorithm.reward_clip",
@@ -101,12 +118,12 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 0.01, the coldest that vLLM samples at",
         lambda number: number >= 0.01,
-        ("rollout.temperature",),
+        ("rollout.temperature", "evaluation.temperature"),
     ),
     (
         "greater than 0 and at most 1",
         lambda number: 0 < number <= 1,
-        ("rollout.top_p", "rollout.gpu_memory_utilization"),
+        ("rollout.top_p", "evaluation.top_p", "rollout.gpu_memory_utilization"),
     ),
     (
         "between 0 and 1",
@@ -124,6 +141,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: 0 < number < 1,
         ("loss.js_weight",),
     ),
+    ("a finite number", math.isfinite, ("evaluation.pass_score",)),
     ("greater than 1", lambda number: number > 1, ("algorithm.dual_clip",)),
     ("at most 1", lambda number: number <= 1, ("algorithm.truncation_coef",)),
     (
@@ -134,7 +152,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
-        ("optimizer.beta1", "optimizer.beta2"),
+        ("optimizer.beta1", "optimizer.beta2", "ema.decay"),
     ),
     (
         "at least 1, or -1 to keep all tokens",

@@ -1,10 +1,11 @@
 """The prompts that rollouts sample from: loaded once, streamed in batches."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from megarlhf.config.schema import PromptDataConfig
 from megarlhf.data.limits import short_enough
-from megarlhf.data.records import Prompt
+from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.sources import Selection, read_rows
 from megarlhf.data.stream import ShuffledStream
 from megarlhf.data.templates import InputTemplate
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 class PromptStream(ShuffledStream[Prompt]):
     """Endless batches of prompts; see `ShuffledStream`."""
+
+    def observe(self, groups: Sequence[Sequence[Sample]]) -> None:
+        """Take in the scores of prompts' samples: the order does not depend on them."""
 
 
 def load_prompts(

@@ -4,6 +4,7 @@ import hashlib
 import random
 from array import array
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Generic, Protocol, TypeVar
 
 from megarlhf.errors import UserError
@@ -101,8 +102,12 @@ class ShuffledStream(Generic[Item]):
             "seed": self.seed,
             "shuffle": self.shuffle,
             "items": len(self.items),
-            "token_hash": getattr(self.items, "token_hash", None) or _token_hash(self.items),
+            "token_hash": self._hash,
         }
+
+    @cached_property
+    def _hash(self) -> str:
+        return getattr(self.items, "token_hash", None) or _token_hash(self.items)
 
 
 def _token_hash(items: Sequence[HasTokens]) -> str:

@@ -1,9 +1,12 @@
 """What one rank of the actor does: actor, reference, stream."""
 
+from pathlib import Path
 from typing import Any
 
 from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.averaged_weights import AveragedWeights
+from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import Part
 from megarlhf.engine.model_worker import ModelWorker
 from megarlhf.models.spec import ModelSpec
@@ -30,8 +33,11 @@ class ActorWorker(ModelWorker):
         """Build and load the actor and the reference."""
         spec = ModelSpec.read(self.model.path)
         self.engine = self.new_engine(spec, optimizer=self.config.optimizer)
-        wants_reference = self.config.algorithm.kl_coef > 0
+        config = self.config
+        wants_reference = config.algorithm.kl_coef > 0 and config.cluster.reference_ranks is None
         self.reference = self.new_engine(spec) if wants_reference else None
+        decay = self.config.ema.decay
+        self.average = None if decay is None else AveragedWeights(self.engine, decay)
 
     def reference_logprobs(
         self, sequences: list[TokenSequence], temperature: float
@@ -45,6 +51,33 @@ class ActorWorker(ModelWorker):
     ) -> dict[int, list[float]]:
         """See `ModelEngine.logprobs`; of the actor."""
         return self.engine.logprobs(sequences, temperature=temperature)
+
+    # -- average ----------------------------------------------------------------------------------
+
+    def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
+        """See `ModelWorker.train`; the average follows."""
+        metrics = super().train(sequences, loss, lr)
+        if self.average is not None and not metrics["skipped_steps"]:
+            self.average.update()
+        return metrics
+
+    def save(self, directory: str) -> None:
+        """See `ModelWorker.save`; the average is a checkpoint inside that one."""
+        super().save(directory)
+        if self.average is not None:
+            self.average.save(Path(directory) / "average")
+
+    def load(self, directory: str) -> None:
+        """See `ModelWorker.load`."""
+        super().load(directory)
+        if self.average is not None:
+            self.average.load(Path(directory) / "average")
+
+    def export_average(self, directory: str) -> None:
+        """See `ModelWorker.export`; of the average of the weights."""
+        assert self.average is not None
+        with self.average.in_place():
+            self.export(directory)
 
     # -- stream -----------------------------------------------------------------------------------
 
@@ -83,10 +116,14 @@ class ActorWorker(ModelWorker):
         """Give back memory: see `ModelEngine.offload`; the reference's weights go with the actor's."""
         if "weights" in parts and self.reference is not None:
             self.reference.offload("weights")
-        return self.engine.offload(*parts)
+        if "weights" in parts and self.average is not None:
+            self.average.offload()
+        return super().offload(*parts)
 
     def reload(self) -> None:
         """Undo every `offload`."""
-        self.engine.reload()
+        super().reload()
         if self.reference is not None:
             self.reference.reload()
+        if self.average is not None:
+            self.average.reload()

@@ -24,13 +24,22 @@ def save(engine: "ModelEngine", directory: Path) -> None:
     Raises:
         UserError: This rank cannot write: the disk is full, say.
     """
+    _write(engine, _state_dict(engine, loading=False), directory)
+
+
+def save_weights(engine: "ModelEngine", directory: Path) -> None:
+    """Write the engine's model alone; see `save`."""
+    _write(engine, _model_state(engine), directory)
+
+
+def _write(engine: "ModelEngine", state: dict[str, Any], directory: Path) -> None:
     from megatron.core import dist_checkpointing
 
     from megarlhf.engine.checkpoint_writer import InProcessSave
 
     try:
         dist_checkpointing.save(
-            _state_dict(engine, loading=False),
+            state,
             str(directory),
             sharded_strategy=InProcessSave("torch_dist", 1, thread_count=1),
             content_metadata={**_METADATA, "world": engine.topology.world},
@@ -61,20 +70,14 @@ def load(engine: "ModelEngine", directory: Path) -> None:
     Raises:
         UserError: The directory holds no whole checkpoint.
     """
-    if not (directory / "metadata.json").is_file():
-        raise UserError(
-            "not a whole checkpoint: metadata.json is missing",
-            where=str(directory),
-            fix="remove the directory, so that the run goes on from the one before",
-        )
+    _check_whole(directory)
     from megatron.core import dist_checkpointing, tensor_parallel
 
     wanted = _state_dict(engine, loading=True)
     if dist_checkpointing.load_content_metadata(str(directory))["world"] != engine.topology.world:
         del wanted["random"]  # one state a rank: there is none for these ranks
     state = dist_checkpointing.load(wanted, str(directory))
-    for index, chunk in enumerate(engine.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+    _take_weights(engine, state)
     if engine.optimizer is not None:
         with torch.no_grad():
             engine.optimizer.load_state_dict(state["optimizer"])
@@ -83,14 +86,40 @@ def load(engine: "ModelEngine", directory: Path) -> None:
         tensor_parallel.get_cuda_rng_tracker().set_states(state["random"]["tracker"])
 
 
+def load_weights(engine: "ModelEngine", directory: Path) -> None:
+    """Restore what `save_weights` wrote; see `load`."""
+    _check_whole(directory)
+    from megatron.core import dist_checkpointing
+
+    _take_weights(engine, dist_checkpointing.load(_model_state(engine), str(directory)))
+
+
+def _check_whole(directory: Path) -> None:
+    if not (directory / "metadata.json").is_file():
+        raise UserError(
+            "not a whole checkpoint: metadata.json is missing",
+            where=str(directory),
+            fix="remove the directory, so that the run goes on from the one before",
+        )
+
+
+def _take_weights(engine: "ModelEngine", state: dict[str, Any]) -> None:
+    for index, chunk in enumerate(engine.chunks):
+        chunk.load_state_dict(state[f"model{index}"])
+
+
+def _model_state(engine: "ModelEngine") -> dict[str, Any]:
+    return {
+        f"model{index}": chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
+        for index, chunk in enumerate(engine.chunks)
+    }
+
+
 def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     from megatron.core import tensor_parallel
     from megatron.core.dist_checkpointing.mapping import ShardedObject
 
-    state: dict[str, Any] = {
-        f"model{index}": chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
-        for index, chunk in enumerate(engine.chunks)
-    }
+    state = _model_state(engine)
     if engine.optimizer is not None:
         begin_state(engine.optimizer)
         models = state["model0"] if len(engine.chunks) == 1 else dict(state)

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import torch
-
 from megarlhf.config.schema import OptimizerConfig
 from megarlhf.engine.model_engine import ModelEngine
 
@@ -14,6 +12,9 @@ class DoubleEngine(ModelEngine):
     def _make_optimizer(self, settings: OptimizerConfig) -> Any:
         return _NoOptimizer()
 
+    def _step(self, loss: float) -> tuple[float, bool]:
+        return float("nan"), True
+
 
 class _NoOptimizer:
     """Stands where Megatron's optimizer would."""
@@ -22,7 +23,3 @@ class _NoOptimizer:
 
     def zero_grad(self) -> None:
         """There is nothing of its own to clear."""
-
-    def step(self) -> tuple[bool, torch.Tensor, None]:
-        """Change nothing; the gradient norm is not computed."""
-        return True, torch.tensor(float("nan")), None

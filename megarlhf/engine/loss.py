@@ -18,16 +18,18 @@ class TokenLoss(Protocol):
 
     Attributes:
         metric_names: Keys of the metrics it returns, known before the first call.
-        temperature: The logits are divided by it before the softmax.
         needs_entropy: Whether ``entropy`` is wanted.
         from_logits: Finds what is wanted in its place, from this rank's columns of the logits
             [T, Vp], the micro-batch and the tensor-parallel group; None for most losses.
     """
 
     metric_names: tuple[str, ...]
-    temperature: float
     needs_entropy: bool
     from_logits: Callable[[torch.Tensor, MicroBatch, "ProcessGroup"], torch.Tensor] | None
+
+    def temperature_at(self, batch: MicroBatch) -> float | torch.Tensor:
+        """What the logits are divided by before the softmax: one number, or one a token [T]."""
+        ...
 
     def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
         """What the sums over a whole global batch are divided by."""

@@ -1,26 +1,25 @@
 """One model on its ranks: loads, runs forward, takes optimizer steps."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.distributed as dist
 
 from megarlhf.config.schema import ModelConfig, OptimizerConfig
-from megarlhf.data import dealing, packing
+from megarlhf.data import packing
 from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import data_parallel
+from megarlhf.engine.finite_step import step_if_finite
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.offload import Offloaded
 from megarlhf.engine.optimizer import make_optimizer, state_tensors
+from megarlhf.engine.passes import Passes
 from megarlhf.models.build import build_chunks, transformer_config
-from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel import context, device
-from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
@@ -57,7 +56,6 @@ class ModelEngine:
         self.spec, self.topology, self.groups, self.rank = spec, topology, groups, rank
         self.device = device.prepare()
         self.place = topology.coordinates(rank)
-        self.micro_batch_tokens = micro_batch_tokens
         self.config = transformer_config(
             spec,
             topology,
@@ -77,6 +75,9 @@ class ModelEngine:
             overlap = config.parallel.overlap
             self.wrapped = data_parallel.wrap(self._chunks, self.config, groups, overlap=overlap)
             self.optimizer = self._make_optimizer(optimizer)
+        self.passes = Passes(
+            spec, self.wrapped, topology, groups, rank, self.device, micro_batch_tokens
+        )
 
     def _make_optimizer(self, settings: OptimizerConfig) -> Any:
         return make_optimizer(settings, self.config, self.wrapped, self.groups)
@@ -150,7 +151,7 @@ class ModelEngine:
             For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
             on ranks that are not the first tensor rank of the last pipeline stage.
         """
-        longer, groups = self.filled(sequences, groups)
+        longer, groups = self.passes.filled(sequences, groups)
         lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: of_tokens
@@ -171,7 +172,7 @@ class ModelEngine:
 
         See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
         """
-        longer, _ = self.filled(sequences)
+        longer, _ = self.passes.filled(sequences)
         lengths = [len(sequence.token_ids) for sequence in longer]
         return {
             index: value
@@ -190,10 +191,10 @@ class ModelEngine:
         """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
 
         def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
-            return self._token_outputs(output, batch, temperature)[0]
+            return self.passes.token_outputs(output, batch, temperature)[0]
 
         batches, outputs = self.run_forward(sequences, collect, groups)
-        if not (self._is_last_stage and self.place.tp == 0):
+        if not (self.passes.is_last_stage and self.place.tp == 0):
             return []
         return [
             (batch, context.gather_tokens(values, batch.lengths, self.groups.cp).cpu())
@@ -217,18 +218,10 @@ class ModelEngine:
         Returns:
             This data-parallel rank's whole micro-batches, and what ``consume`` returned.
         """
-        batches = self._micro_batches(*self.filled(sequences, groups))
+        batches = self.passes.micro_batches(*self.passes.filled(sequences, groups))
         for chunk in self.wrapped:
             chunk.eval()
-        return batches, self._run(batches, consume, forward_only=True)
-
-    def filled(
-        self,
-        sequences: Sequence[TokenSequence],
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> tuple[list[TokenSequence], list[tuple[int, ...]]]:
-        """As many groups as can always be dealt; see `dealing.filled`."""
-        return dealing.filled(sequences, groups, self.topology.dp * self._multiple_of)
+        return batches, self.passes.run(batches, consume, forward_only=True)
 
     def train_step(
         self,
@@ -247,10 +240,11 @@ class ModelEngine:
             groups: Positions of sequences that have to be in one micro-batch; see `Batch`.
 
         Returns:
-            The loss's metrics (means over the global batch), ``loss`` and ``grad_norm``; the same on
-            every rank.
+            The loss's metrics (means over the global batch), ``loss``, ``grad_norm``, ``lr`` and
+            ``skipped_steps``, 1 where loss or gradient is not finite: then nothing has changed. The
+            same on every rank.
         """
-        batches = self._micro_batches(sequences, groups)
+        batches = self.passes.micro_batches(sequences, groups)
         divisors = loss.divisors(sequences)
         # Megatron divides, in the one place where it scales a loss's gradient, so that a mixture's
         # auxiliary losses, which it sums over all tokens, are divided with it.
@@ -271,11 +265,15 @@ class ModelEngine:
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self._run(batches, compute, forward_only=False)
-        _, grad_norm, _ = self.optimizer.step()
-        self._unsettled = True
-        metrics = self._sum_metrics(("loss", *loss.metric_names), outputs)
-        return {**metrics, "grad_norm": float(grad_norm), "lr": lr}
+        outputs = self.passes.run(batches, compute, forward_only=False)
+        metrics = self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
+        grad_norm, taken = self._step(metrics["loss"])
+        self._unsettled |= taken
+        return {**metrics, "grad_norm": grad_norm, "lr": lr, "skipped_steps": float(not taken)}
+
+    def _step(self, loss: float) -> tuple[float, bool]:
+        """The gradient's norm, and whether a step was taken."""
+        return step_if_finite(self.optimizer, loss, self.device)
 
     @torch.no_grad()
     def evaluate(self, batches: Iterable[tuple[Batch, TokenLoss]]) -> dict[str, float]:
@@ -304,133 +302,14 @@ class ModelEngine:
             return {**metrics, "loss": total}
 
         _, outputs = self.run_forward(batch.sequences, measure, batch.groups)
-        return self._sum_metrics(("loss", *loss.metric_names), outputs)
+        return self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
 
     def _loss_of(
         self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        values, extra = self._token_outputs(
-            output, batch, loss.temperature, with_entropy=loss.needs_entropy
+        values, extra = self.passes.token_outputs(
+            output, batch, loss.temperature_at(batch), with_entropy=loss.needs_entropy
         )
         if loss.from_logits is not None:
             extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)
         return loss(values, extra, batch)
-
-    @property
-    def _is_last_stage(self) -> bool:
-        return self.place.pp == self.topology.pp - 1
-
-    @property
-    def _multiple_of(self) -> int:
-        return self.topology.pp if self.topology.vpp > 1 else 1
-
-    @property
-    def pad_to_multiple(self) -> int:
-        """Sequences are padded to this: tp cuts a rank's tokens, context parallelism a sequence."""
-        multiple = self.topology.tp if self.topology.sequence_parallel else 1
-        return multiple * (2 * self.topology.cp if self.topology.cp > 1 else 1)
-
-    def shares(
-        self,
-        sequences: Sequence[TokenSequence],
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[list[list[int]]]:
-        """Which sequences are in which micro-batch of which data-parallel rank."""
-        lengths = [len(sequence.token_ids) for sequence in sequences]
-        return dealing.partition(
-            [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
-            dp_size=self.topology.dp,
-            max_tokens=self.micro_batch_tokens,
-            multiple_of=self._multiple_of,
-            groups=groups,
-        )
-
-    def _micro_batches(
-        self,
-        sequences: Sequence[TokenSequence],
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[MicroBatch]:
-        """This data-parallel rank's share, packed."""
-        return [
-            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple)
-            for indices in self.shares(sequences, groups)[self.place.dp]
-        ]
-
-    def _token_outputs(
-        self,
-        output: torch.Tensor,
-        batch: MicroBatch,
-        temperature: float,
-        *,
-        with_entropy: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[T] in fp32 or wider: the targets' log-probabilities, or a scalar head's values."""
-        if self.spec.scalar_head is not None:
-            values = output.flatten()
-            return values.to(torch.promote_types(values.dtype, torch.float32)), None
-        return vocab_parallel_logprobs(
-            output.view(-1, output.shape[-1]),
-            batch.targets,
-            vocab_size=self.spec.vocab_size,
-            group=self.groups.tp,
-            temperature=temperature,
-            with_entropy=with_entropy,
-        )
-
-    def _run(self, batches: list[MicroBatch], consume: Any, *, forward_only: bool) -> list[Any]:
-        """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
-        from megatron.core.pipeline_parallel import get_forward_backward_func
-
-        batches = [context.local_part(batch, self.groups.cp).to(self.device) for batch in batches]
-
-        def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
-            batch = next(iterator)
-            layout = PackedLayout(batch.lengths, batch.position_ids, max(batch.lengths))
-            output = model(
-                input_ids=batch.token_ids[None],
-                position_ids=batch.position_ids[None],
-                attention_mask=None,
-                packed_seq_params=layout,
-                padding_mask=self._padding_mask(batch, model),
-            )
-            return output, lambda output, **kwargs: consume(output, batch, **kwargs)
-
-        iterators = [iter(batches) for _ in self.wrapped]
-        outputs = get_forward_backward_func()(
-            forward_step_func=forward_step,
-            data_iterator=iterators if len(iterators) > 1 else iterators[0],
-            model=self.wrapped if len(self.wrapped) > 1 else self.wrapped[0],
-            num_microbatches=len(batches),
-            seq_length=self.micro_batch_tokens,
-            micro_batch_size=1,
-            forward_only=forward_only,
-            collect_non_loss_data=forward_only,
-        )
-        if self.spec.num_experts:
-            from megarlhf.models.mixture import forget_last_pass
-
-            for chunk in self._chunks:
-                forget_last_pass(chunk)
-        return outputs
-
-    def _padding_mask(self, batch: MicroBatch, model: Any) -> torch.Tensor | None:
-        """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
-        if not self.spec.num_experts:
-            return None
-        mask = batch.padding
-        inner = getattr(model, "module", model)
-        if self.topology.sequence_parallel and not inner.pre_process:
-            # The first stage's model cuts the mask itself; the later ones do not.
-            mask = mask.chunk(self.topology.tp)[self.place.tp]
-        return mask[None]
-
-    def _sum_metrics(
-        self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
-    ) -> dict[str, float]:
-        total = torch.zeros(len(names), dtype=torch.float64)
-        if self._is_last_stage and self.place.tp == 0:
-            for output in outputs:
-                total += torch.stack([output[name].double().cpu() for name in names])
-        total = total.to(self.device)
-        dist.all_reduce(total)
-        return dict(zip(names, total.tolist(), strict=True))

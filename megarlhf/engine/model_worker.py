@@ -1,8 +1,9 @@
 """What one rank of any model does: meets the others, keeps the files.
 
-Plain classes: Ray runs one in each process, and so could torchrun.
+Plain classes: each runs in a process that Ray or torchrun keeps.
 """
 
+import os
 import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -15,7 +16,7 @@ from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import checkpoint
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.engine.model_engine import ModelEngine, Part
 from megarlhf.models.build import DTYPES
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.export import export_huggingface
@@ -55,6 +56,10 @@ class ModelWorker(ABC):
     @abstractmethod
     def build(self) -> None:
         """Build and load everything, the rank being among the others."""
+
+    def ready(self) -> int:
+        """Answers once the process is up, with its id."""
+        return os.getpid()
 
     def free_port(self, host: str) -> int:
         """A free port of this machine's address ``host``."""
@@ -106,6 +111,14 @@ class ModelWorker(ABC):
             Path(directory),
             DTYPES[self.model.dtype],
         )
+
+    def offload(self, *parts: Part) -> int:
+        """Give back memory: see `ModelEngine.offload`."""
+        return self.engine.offload(*parts)
+
+    def reload(self) -> None:
+        """Undo every `offload`."""
+        self.engine.reload()
 
     def stop(self) -> None:
         """Leave the process group."""

@@ -95,7 +95,7 @@ class Teacher:
         The distributions of this rank's share of the batch are kept in fp32 until the student has
         taken its step: tokens times columns (or times k) numbers.
         """
-        sequences, groups = self._student.filled(batch.sequences, batch.groups)
+        sequences, groups = self._student.passes.filled(batch.sequences, batch.groups)
         with self._layout.active():
             rows, ids = self._says(sequences)
         lengths = [len(sequence.token_ids) for sequence in sequences]
@@ -157,12 +157,12 @@ def _side(
     groups: Sequence[tuple[int, ...]] | None,
     columns: Sequence[tuple[int, int]],
 ) -> Side:
-    shares = engine.shares(*engine.filled(sequences, groups))
+    shares = engine.passes.shares(*engine.passes.filled(sequences, groups))
     given = range(len(sequences))
     return Side(
         engine.topology,
         [frozenset(i for packed in share for i in packed if i in given) for share in shares],
-        engine.pad_to_multiple,
+        engine.passes.pad_to_multiple,
         columns,
     )
 

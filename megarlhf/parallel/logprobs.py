@@ -16,7 +16,7 @@ def vocab_parallel_logprobs(
     *,
     vocab_size: int,
     group: dist.ProcessGroup | None = None,
-    temperature: float = 1.0,
+    temperature: float | torch.Tensor = 1.0,
     with_entropy: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Log-probability of each target under softmax(logits / temperature), and the entropy.
@@ -26,7 +26,7 @@ def vocab_parallel_logprobs(
         targets: int64 [T], global vocabulary ids.
         vocab_size: V without padding; columns beyond it take no part.
         group: Tensor-parallel group; None for a single rank.
-        temperature: Sampling temperature the probabilities are for.
+        temperature: Sampling temperature the probabilities are for: one, or [T].
         with_entropy: Also compute the entropy.
 
     Returns:
@@ -52,6 +52,11 @@ def _sum_over(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Te
     return tensor
 
 
+def _at(temperature: float | torch.Tensor, rows: slice) -> float | torch.Tensor:
+    """The temperature of some rows, to divide their logits by."""
+    return temperature[rows, None] if torch.is_tensor(temperature) else temperature
+
+
 class _VocabParallelLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -60,7 +65,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         targets: torch.Tensor,
         vocab_size: int,
         group: dist.ProcessGroup | None,
-        temperature: float,
+        temperature: float | torch.Tensor,
         with_entropy: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         columns = logits.shape[-1]
@@ -69,6 +74,8 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         valid = max(0, min(columns, vocab_size - start))  # the rest is padding
         dtype = _compute_dtype(logits.dtype)
         tokens = logits.shape[0]
+        if torch.is_tensor(temperature):
+            temperature = temperature.to(dtype)
 
         peak = logits.new_full((tokens,), float("-inf"), dtype=dtype)
         if valid:
@@ -84,7 +91,7 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         sums = logits.new_zeros((3 if with_entropy else 2, tokens), dtype=dtype)
         for begin in range(0, tokens if valid else 0, CHUNK_TOKENS):
             rows = slice(begin, begin + CHUNK_TOKENS)
-            shifted = logits[rows, :valid].to(dtype) / temperature - peak[rows, None]
+            shifted = logits[rows, :valid].to(dtype) / _at(temperature, rows) - peak[rows, None]
             picked = shifted.gather(1, column[rows, None]).squeeze(1)
             sums[1, rows] = torch.where(mine[rows], picked, 0)
             if with_entropy:
@@ -111,13 +118,14 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         scale = torch.zeros_like(lse) if grad is None else grad / ctx.temperature
         for begin in range(0, logits.shape[0] if ctx.valid else 0, CHUNK_TOKENS):
             rows = slice(begin, begin + CHUNK_TOKENS)
-            chunk = logits[rows, : ctx.valid].to(lse.dtype) / ctx.temperature
+            chunk = logits[rows, : ctx.valid].to(lse.dtype) / _at(ctx.temperature, rows)
             chunk.sub_(lse[rows, None])  # log p
             if grad_entropy is None:
                 chunk.exp_().mul_(-scale[rows, None])
             else:
                 surprise = chunk + entropy[rows, None]
-                surprise.mul_(grad_entropy[rows, None] / ctx.temperature).add_(scale[rows, None])
+                surprise.mul_(grad_entropy[rows, None] / _at(ctx.temperature, rows))
+                surprise.add_(scale[rows, None])
                 chunk.exp_().mul_(surprise).neg_()
             chunk.scatter_add_(
                 1, column[rows, None], torch.where(mine[rows], scale[rows], 0)[:, None]

@@ -36,7 +36,7 @@ class Recorded:
 
     def __post_init__(self) -> None:
         self.metric_names = self.loss.metric_names
-        self.temperature = self.loss.temperature
+        self.temperature_at = self.loss.temperature_at
         self.needs_entropy = self.loss.needs_entropy
         self.divisors = self.loss.divisors
         self.from_logits = self.loss.from_logits

@@ -30,6 +30,7 @@ DEFAULT_COLUMNS = (
     Column("kl", "kl", ".4f"),
     Column("response_length", "length", ".1f"),
     Column("logprob_gap", "gap", ".1e"),
+    Column("staleness_mean", "stale", ".1f"),
     Column("eval_accuracy", "held-out", ".1%"),
 )
 

@@ -1,6 +1,7 @@
 """All sources of a run's rewards together: weighted sum, metrics, what happens to failures."""
 
 import asyncio
+import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -28,6 +29,8 @@ class Rewards:
         # before requests are sent and their time is counted.
         self.scorers, self.weights = tuple(scorers), tuple(weights)
         self._runner = asyncio.Runner()
+        self._one_at_a_time = threading.Lock()
+        self._scoring: asyncio.Task | None = None
 
     def check(self) -> None:
         """Find what is wrong with the sources before anything is started.
@@ -57,6 +60,8 @@ class Rewards:
     def score(self, samples: Sequence[Sample]) -> Tally:
         """Set ``reward`` and ``score`` of every sample; they stay None where a source failed.
 
+        Threads that call it at the same time take turns.
+
         Raises:
             UserError: A response cannot be scored and ``reward.on_failure`` is ``stop``, or those to
                 many prompts in a row cannot; the prompt is shown.
@@ -67,7 +72,8 @@ class Rewards:
             [sample.prompt.label for sample in samples],
             [[*sample.prompt.token_ids, *sample.response_ids] for sample in samples],
         )
-        outcomes = self._runner.run(self._scored(batch))
+        with self._one_at_a_time:
+            outcomes = self._runner.run(self._scored(batch))
         failures = {i: why for outcome in outcomes for i, why in outcome.failures.items()}
         for index, sample in enumerate(samples):
             if index not in failures:
@@ -78,6 +84,11 @@ class Rewards:
             tally.failure = f"{why} {batch.shown(index)}"
         return tally
 
+    def cancel(self) -> None:
+        """Let a `score` that another thread waits for raise `asyncio.CancelledError`."""
+        if self._scoring is not None:
+            self._runner.get_loop().call_soon_threadsafe(self._scoring.cancel)
+
     async def _start(self) -> None:
         await together(scorer.start() for scorer in self.scorers)
 
@@ -85,6 +96,7 @@ class Rewards:
         await together(scorer.close() for scorer in self.scorers)
 
     async def _scored(self, batch: Batch) -> list[Scores]:
+        self._scoring = asyncio.current_task()
         return await together(_scored_by(scorer, batch) for scorer in self.scorers)
 
     def _weighted(self, values: Sequence[float | None]) -> float:

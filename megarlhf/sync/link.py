@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel import interface
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.plan import Bucket, plan_stream
@@ -99,6 +100,7 @@ class Link:
         if device.type == "cuda":
             self._group: Any = dist.ProcessGroupNCCL(scoped, rank, size, timeout)
         else:
+            interface.use_route_to(info.host)
             self._group = dist.ProcessGroupGloo(scoped, rank, size, timeout)
         self._store, self._scoped = store, scoped
         self._first_worker = info.trainer_topology.world

@@ -12,7 +12,8 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         dtype=rollout.dtype or config.model.dtype,
         tensor_parallel=rollout.tensor_parallel,
         expert_parallel=rollout.expert_parallel,
-        during_generation=config.stream.during_generation,
+        during_generation=config.stream.during_generation
+        or ("keep" if rollout.async_steps else "wait"),
         can_sleep=rollout.placement == "colocated",
         max_length=config.data.max_prompt_tokens + rollout.max_new_tokens,
         max_sequences=256,

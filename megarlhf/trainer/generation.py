@@ -21,7 +21,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import placement_of
+from megarlhf.cluster.processes import Opener
 from megarlhf.config import checks
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.prompts import load_prompts
@@ -31,6 +33,7 @@ from megarlhf.report import jsonl
 from megarlhf.report.progress import Progress
 from megarlhf.rewards.sources import rewards_of
 from megarlhf.rollout.settings import Sampling
+from megarlhf.trainer.agent_sampling import refuse_agents
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import (
@@ -45,8 +48,9 @@ from megarlhf.trainer.stopping import StopRequest
 SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"
 
 
-def generate(config: RLConfig) -> dict[str, Any]:
+def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
+    refuse_agents(config, "generate")
     checks.check_rl(config)
     spec = read_language_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
@@ -67,12 +71,10 @@ def generate(config: RLConfig) -> dict[str, Any]:
             progress.note(f"going on: {len(done)} of {len(prompts)} prompts are done")
         stopped = False
         if batches:
-            cpus = rollout.engines * rollout.tensor_parallel
-            cpus += len(config.reward.models) * config.cluster.reward_ranks
-            with reward, ray_cluster(cpus):
+            with reward, opener(placement_of(config, ["reward"])) as processes:
                 with progress.phase("start", setup=True):
-                    start_reward_models(config, reward)
-                    engines = EngineGroup(config, engine_settings(config), progress.note)
+                    start_reward_models(config, reward, ModelGroups(config, processes))
+                    engines = EngineGroup(config, engine_settings(config), processes, progress.note)
                     engines.start()
                 with StopRequest() as stop:  # Ray takes the signals when it starts
                     for number, batch in enumerate(batches):
@@ -91,7 +93,7 @@ def generate(config: RLConfig) -> dict[str, Any]:
                             break
         summary = _select(directory.path)
         progress.table([(name, f"{value:.4g}") for name, value in summary.items()])
-        return {**summary, "interrupted": stopped}
+        return {**summary, "steps": len(jsonl.read(file)), "interrupted": stopped}
 
 
 def plain_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:

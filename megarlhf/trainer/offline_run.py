@@ -1,6 +1,5 @@
 """The parts of an offline run on one rank; only the first rank owns the directory and the logs."""
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -13,15 +12,16 @@ from megarlhf.engine import checkpoint
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.schedule import learning_rate
-from megarlhf.errors import UserError
 from megarlhf.models.build import DTYPES
 from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.launched import LaunchedRank
+from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.offline_inputs import OfflineInputs
 from megarlhf.trainer.preparation import Parts
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
+from megarlhf.trainer.skipped_steps import SKIPPED, SkippedSteps
 
 
 class OfflineRun:
@@ -52,14 +52,20 @@ class OfflineRun:
     def __enter__(self) -> "OfflineRun":
         name = self.inputs.method.name
 
-        def claim() -> tuple[Path, dict[str, Any]] | None:
+        def claim() -> tuple[tuple[Path, dict[str, Any]] | None, dict[str, Any] | None]:
             self._directory = self._exit.enter_context(RunDirectory(name, self.config))
-            newest = self._directory.newest_checkpoint()
-            return (newest.directory, newest.state) if newest else None
+            newest, best = self._directory.newest_checkpoint(), self._directory.best()
+            found = (newest.directory, newest.state) if newest else None
+            return found, best[1] if best else None
 
-        self._found = self.launched.first(claim)
+        self._found, best = self.launched.first(claim)
+        train = self.config.train
+        self._best = BestCheckpoint(train, best)
+        owned = None if self._directory is None else self._directory.path
+        self._skipped = SkippedSteps(owned, "model", train.max_skipped_steps, self._note)
         if self._found is not None:
             _, state = self._found
+            self._skipped.load_state_dict(state["skipped"])
             self.inputs.stream.load_state_dict(state["stream"])
             self.step = self._saved_step = state["step"]
             self._figures = state["figures"]
@@ -105,6 +111,7 @@ class OfflineRun:
         elif self.inputs.held_out is not None:
             with self._phase("evaluate", setup=True):
                 metrics = self._evaluate("before")
+            self._best.check(metrics)
             if self.log is not None:
                 self.log.point(0, metrics)
 
@@ -115,19 +122,21 @@ class OfflineRun:
             batch, loss = self._prepare(examples)
         with self._phase("train"):
             metrics = self.engine.train_step(batch.sequences, loss, lr=lr, groups=batch.groups)
-        if not math.isfinite(metrics["loss"]):
-            raise UserError(
-                f"the loss of step {self.step + 1} is not a finite number",
-                fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
-            )
+        self._skipped.see(f"step {self.step + 1}", batch.sequences, metrics)
         self.step += 1
-        self._figures["loss"] = metrics["loss"]
+        if not metrics[SKIPPED]:
+            self._figures["loss"] = metrics["loss"]
+        is_best = False
         if self.inputs.held_out is not None and self._is_due(self.config.train.eval_every):
             with self._phase("evaluate"):
                 metrics |= self._evaluate("after")
-        if self.config.train.save_every and self.step % self.config.train.save_every == 0:
+            is_best = self._best.beaten_by(metrics)
+        every = self.config.train.save_every
+        if is_best or (every and self.step % every == 0):
             with self._phase("save"):
                 self._save()
+            if is_best and self._directory is not None:
+                self._directory.mark_best(self.step, self._best.record)
         if self.log is not None:
             self.log.step(self.step, metrics)
 
@@ -139,17 +148,16 @@ class OfflineRun:
         if interrupted:
             self._note(f"stopped after step {self.step}; the same command goes on from there")
             return {"interrupted": True, "steps": self.step}
-        model = Path(self.config.output.dir) / "model"
-        with self._phase("export", setup=True):
-            export_huggingface(
-                self.inputs.spec,
-                self.inputs.topology,
-                self.launched.rank,
-                self.engine.chunks,
-                model,
-                DTYPES[self.config.model.dtype],
-            )
         summary: dict[str, Any] = {**self._figures, "steps": self.step}
+        model = Path(self.config.output.dir) / "model"
+        best = self.launched.first(lambda: self._directory.best() if self._directory else None)
+        with self._phase("export", setup=True):
+            self._export(model)
+            if best is not None and self.config.output.export_best:
+                checkpoint.load(self.engine, best[0])
+                self._export(model.with_name("best"))
+        if best is not None:
+            summary |= {"best_step": best[1]["step"], "best": best[1]["value"]}
         if self.log is not None:
             totals = self.log.progress.totals()
             summary["seconds"] = {name: round(seconds, 2) for name, seconds in totals.items()}
@@ -165,6 +173,16 @@ class OfflineRun:
             self.launched.rank,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
             optimizer=optimizer,
+        )
+
+    def _export(self, directory: Path) -> None:
+        export_huggingface(
+            self.inputs.spec,
+            self.inputs.topology,
+            self.launched.rank,
+            self.engine.chunks,
+            directory,
+            DTYPES[self.config.model.dtype],
         )
 
     def _is_due(self, every: int) -> bool:
@@ -196,6 +214,7 @@ class OfflineRun:
                 "step": self.step,
                 "stream": self.inputs.stream.state_dict(),
                 "figures": self._figures,
+                "skipped": self._skipped.state_dict(),
             }
             self._directory.commit_checkpoint(directory, state)
         self._saved_step = self.step

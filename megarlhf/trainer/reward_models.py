@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import reward_role
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.engine.reward_worker import RewardWorker
@@ -11,12 +13,12 @@ from megarlhf.rewards.mix import Rewards
 from megarlhf.rewards.model_scorer import ModelScorer
 
 
-def start_reward_models(config: RLConfig, rewards: Rewards) -> None:
+def start_reward_models(config: RLConfig, rewards: Rewards, groups: ModelGroups) -> None:
     """Start the ranks of every reward model, which are up and in use when this returns."""
     for scorer in rewards.scorers:
         if isinstance(scorer, ModelScorer):
             one = replace(config, reward=replace(config.reward, models=(scorer.where,)))
-            group = WorkerGroup(RewardWorker, one, config.cluster.reward_ranks)
+            group = groups.group(RewardWorker, reward_role(scorer.name), one)
             group.start()
             scorer.use(partial(_scores, group))
 

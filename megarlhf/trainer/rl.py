@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from megarlhf.algo import registry
+from megarlhf.cluster.processes import Opener
 from megarlhf.config.schema import RLConfig
-from megarlhf.data.records import Sample
 from megarlhf.trainer.experience import as_sequences
 from megarlhf.trainer.rl_inputs import prepare
 from megarlhf.trainer.rl_run import RLRun
@@ -13,7 +13,7 @@ from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.stopping import StopRequest
 
 
-def train(config: RLConfig) -> dict[str, Any]:
+def train(config: RLConfig, processes: Opener) -> dict[str, Any]:
     """From a Hugging Face checkpoint to a better one; returns the run's summary."""
     config = replace(config, algorithm=registry.filled(config.algorithm))  # what was left to it
     inputs = prepare(config)  # everything that can be wrong with the input is found here
@@ -21,25 +21,18 @@ def train(config: RLConfig) -> dict[str, Any]:
         if summary := directory.finished_summary(inputs.total_steps):
             print(f"{directory.path} is complete; raise train.steps to go on from it")
             return summary
-        # Ray, which the run starts, takes the signals: ours are set after it.
-        with RLRun(config, inputs, directory) as run, StopRequest() as stop:
+        # Ray, where the run starts it, takes the signals: ours are set after it.
+        with RLRun(config, inputs, directory, processes) as run, StopRequest() as stop:
             run.begin()  # or go on from the newest checkpoint
             while run.step < inputs.total_steps and not stop:
-                groups: list[list[Sample]] = []
-                while missing := config.rollout.prompts_per_step - len(groups):
-                    prompts = inputs.stream.next_batch(missing)
-                    with run.phase("generate"):
-                        sampled = run.sample(prompts)
-                    with run.phase("reward"):
-                        run.score(sampled)
-                    groups += run.worth_training(sampled)  # all, or those with a signal
-                sequences = as_sequences(groups)
+                rollout = run.next_rollout()  # sampled, scored, worth training on
+                sequences = as_sequences(rollout.groups, run.sequences_in)
                 with run.phase("predict"):
                     run.add_predictions(sequences)
-                run.credit.assign(groups, sequences)
+                run.credit.assign(rollout.groups, sequences)
                 with run.phase("train"):
                     metrics = run.update_models(sequences)
                 with run.phase("stream"):
                     metrics |= run.update_engines()
-                run.finish_step(groups, metrics)
+                run.finish_step(rollout, metrics)
             return run.finish(interrupted=run.step < inputs.total_steps)

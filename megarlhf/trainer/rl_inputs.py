@@ -5,13 +5,16 @@ from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from megarlhf.agents.rewards import AgentRewards
 from megarlhf.algo import registry
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.rules import check_algorithm
 from megarlhf.cluster.stream_links import engine_topology
 from megarlhf.config import checks
+from megarlhf.config.learning_checks import evaluation_sets
 from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import RLConfig
+from megarlhf.data.curriculum import prompt_stream
 from megarlhf.data.prompts import PromptStream, load_prompts
 from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
@@ -19,8 +22,9 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
-from megarlhf.rewards.sources import rewards_of
 from megarlhf.sync.engine_layout import check_streamable
+from megarlhf.trainer.agent_sampling import scoring_of
+from megarlhf.trainer.ptx import PretrainingRows
 
 
 @dataclass
@@ -29,18 +33,22 @@ class RLInputs:
 
     Attributes:
         spec: The model.
+        tokenizer: Its.
         algorithm: The registry's row.
         reward: What scores the samples; checked, not started.
         stream: Training prompts, in their order.
-        eval_prompts: Held-out prompts; empty without ``data.eval_prompts``.
+        eval_sets: Held-out prompts by name, ``""`` for those of ``data.eval_prompts``.
+        ptx: Rows that the actor learns from beside; None if it does not.
         total_steps: Rollouts of the whole run.
     """
 
     spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
     algorithm: Algorithm
-    reward: Rewards
+    reward: Rewards | AgentRewards
     stream: PromptStream
-    eval_prompts: list[Prompt]
+    eval_sets: dict[str, list[Prompt]]
+    ptx: PretrainingRows | None
     total_steps: int
 
 
@@ -59,26 +67,28 @@ def prepare(config: RLConfig) -> RLInputs:
     topology.layers_of(spec.num_layers, 0)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
-    held_out = (
-        load_prompts(config.data, config.data.eval_prompts, tokenizer, held_out=True)
-        if config.data.eval_prompts
-        else []
-    )
-    check_vocabulary((prompt.token_ids for prompt in [*prompts, *held_out]), tokenizer, spec)
-    stream = PromptStream(prompts, seed=config.train.seed, shuffle=config.data.shuffle)
+    eval_sets = {
+        name: load_prompts(config.data, source, tokenizer, held_out=True)
+        for name, source in evaluation_sets(config).items()
+    }
+    ptx = PretrainingRows.read(config, tokenizer)
+    tokens = [prompt.token_ids for part in (prompts, *eval_sets.values()) for prompt in part]
+    check_vocabulary([*tokens, *([[ptx.highest_token]] if ptx else [])], tokenizer, spec)
+    stream = prompt_stream(config.data, prompts, config.train.seed)
     steps = config.train.steps
     if steps is None:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
     if algorithm.needs_critic:
         check_critic(config, tokenizer)
-    reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
-    reward.check()
+    reward = scoring_of(config, reward_tokenizers(config, tokenizer))
     return RLInputs(
         spec=spec,
+        tokenizer=tokenizer,
         algorithm=algorithm,
         reward=reward,
         stream=stream,
-        eval_prompts=held_out,
+        eval_sets=eval_sets,
+        ptx=ptx,
         total_steps=steps,
     )
 

@@ -1,30 +1,34 @@
 """The parts of an RL run and what the loop does with them."""
 
-import math
-import random
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from types import TracebackType
 from typing import Any
 
-from megarlhf.algo.filtering import groups_with_signal
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.ray_cluster import ray_cluster
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import placement_of
+from megarlhf.cluster.processes import Opener
 from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
-from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.agent_sampling import samplers_of
+from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.engine_settings import engine_settings
+from megarlhf.trainer.evaluation import Evaluation
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
-from megarlhf.trainer.trained_models import TrainedModels, critic_ranks
+from megarlhf.trainer.sources import rollouts_of
+from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
+from megarlhf.trainer.updates import sequences_in
 
 
 class RLRun:
@@ -34,29 +38,27 @@ class RLRun:
         config: The configuration.
         inputs: What was read before.
         directory: The claimed output directory.
+        processes: Who keeps the processes.
 
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
+        sequences_in: See `updates.sequences_in`.
     """
 
-    def __init__(self, config: RLConfig, inputs: RLInputs, directory: RunDirectory) -> None:
+    def __init__(
+        self, config: RLConfig, inputs: RLInputs, directory: RunDirectory, processes: Opener
+    ) -> None:
+        self._open_processes = processes
         self.config, self.inputs, self.directory = config, inputs, directory
         self.step = 0
-        self._rounds = self._dropped = 0  # of sampling, and prompts dropped, in this step
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
-        self._tally = Tally()
+        best = directory.best()
+        self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
-        self._sampling = Sampling(
-            samples=config.rollout.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_new_tokens=config.rollout.max_new_tokens,
-        )
-        self._greedy = Sampling(1, 0.0, 1.0, -1, config.rollout.max_new_tokens)
+        self.sequences_in = sequences_in(config, has_critic=inputs.algorithm.needs_critic)
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -65,6 +67,7 @@ class RLRun:
         checkpoint = self.directory.newest_checkpoint()
         if checkpoint is not None:
             self._restore(checkpoint.state)
+        self._stream = self.inputs.stream.state_dict()  # of what was trained on
         self.log = RunLog(
             self.directory.path,
             self.config,
@@ -72,24 +75,34 @@ class RLRun:
             total_steps=self.inputs.total_steps,
             done_steps=self.step,
         )
-        cluster, rollout = self.config.cluster, self.config.rollout
-        ranks = cluster.actor_ranks + critic_ranks(self.config, self.inputs.algorithm)
-        ranks += len(self.config.reward.models) * cluster.reward_ranks
-        cpus = ranks * cluster.cpus_per_rank
-        cpus += rollout.engines * rollout.tensor_parallel
+        config, algorithm = self.config, self.inputs.algorithm
+        placement = placement_of(config, kinds_of_models(config, algorithm))
         with self._exit, self.log.progress.phase("start", setup=True):
             self._exit.enter_context(self.inputs.reward)
-            self._exit.enter_context(ray_cluster(math.ceil(cpus)))
+            processes = self._exit.enter_context(self._open_processes(placement))
             note = self.log.progress.note
-            self.engines = EngineGroup(self.config, engine_settings(self.config), note)
-            self.models = TrainedModels.on_ray(
-                self.config, self.inputs.algorithm, self.inputs.total_steps
+            groups = ModelGroups(config, processes)
+            self.models = TrainedModels.placed(
+                config, algorithm, self.inputs.total_steps, groups, self.inputs.ptx, note
             )
+            self.engines = EngineGroup(config, engine_settings(config), processes, note)
             self.models.start(None if checkpoint is None else checkpoint.directory)
-            start_reward_models(self.config, self.inputs.reward)
+            start_reward_models(config, self.inputs.reward, groups)
             self.engines.start()
             self.engines.connect(self.models.actor)
-            self.turns = turns_of(self.config, self.models.actor, self.engines, note)
+            self.turns = turns_of(
+                config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
+            )
+            inputs = self.inputs
+            sampler, self._evaluator = self._exit.enter_context(
+                samplers_of(config, inputs.tokenizer, inputs.spec.vocab_size, self.engines)
+            )
+            self._rollouts = self._exit.enter_context(
+                rollouts_of(config, inputs, sampler, self.engines, self.turns, self.phase, note)
+            )
+            self.evaluation = Evaluation(
+                config, inputs.eval_sets, self._generate, inputs.reward, self.log.evaluation
+            )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
 
@@ -108,39 +121,20 @@ class RLRun:
         if self.step:
             self.log.progress.note(f"going on after step {self.step}")
         self.turns.update(self.step)
-        if self.step == 0 and self.inputs.eval_prompts:
-            self._accuracy_before = self._evaluate()
-            self.log.point(0, {"eval_accuracy": self._accuracy_before})
+        if self.step == 0 and self.evaluation:
+            metrics = self.evaluation.run(0)
+            self._accuracy_before = next(iter(metrics.values()))
+            self.log.point(0, metrics)
             self.log.progress.note(f"held-out accuracy before: {self._accuracy_before:.1%}")
+        self._rollouts.start(self.step)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """Time a part of the step."""
         return self.log.progress.phase(name)
 
-    def sample(self, prompts: Sequence[Prompt]) -> list[list[Sample]]:
-        """Samples of every prompt from the engines; the same for the same seed and step."""
-        again = f"-{self._rounds}" if self._rounds else ""
-        seeds = random.Random(f"{self.config.train.seed}-{self.step}{again}")
-        self._rounds += 1
-        self.turns.sample()
-        return self.engines.generate(
-            prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
-        )
-
-    def score(self, groups: Sequence[Sequence[Sample]]) -> None:
-        """Set every sample's reward; those that could not be scored keep none and are counted."""
-        self._tally.add(self.inputs.reward.score([sample for group in groups for sample in group]))
-        rollout = self.config.rollout
-        self._tally.check(rollout.prompts_per_step * rollout.samples_per_prompt)
-
-    def worth_training(self, groups: list[list[Sample]]) -> list[list[Sample]]:
-        """All scored groups; with dynamic filtering those with a signal, while there are refills."""
-        algorithm, groups = self.config.algorithm, complete_groups(groups)
-        if not algorithm.dynamic_filtering or self._rounds > algorithm.max_refills:
-            return groups
-        keep = groups_with_signal([[sample.reward for sample in group] for group in groups])
-        self._dropped += keep.count(False)
-        return [group for group, kept in zip(groups, keep, strict=True) if kept]
+    def next_rollout(self) -> Rollout:
+        """The samples to train on now, scored and filtered: `RolloutMaker`."""
+        return self._rollouts.take(self.step)
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
@@ -150,33 +144,33 @@ class RLRun:
     def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
         """Train the actor and the critic on a rollout."""
         metrics = self.models.update(sequences, self.step, self.credit.kl.value)
-        self._check_finite(metrics)
+        self._has_learned = "loss" in metrics  # not while only the critic does, or all was skipped
         if "kl" in metrics:
             self._check_gap(metrics["logprob_gap"])
             self.credit.kl.update(metrics["kl"], len(sequences))
         return metrics | experience.largest_gap(sequences)
 
     def update_engines(self) -> dict[str, float]:
-        """Stream the new weights into every engine."""
-        sent = self.turns.update(self.step + 1)
-        return {"stream_bytes": float(sent)}
+        """Stream the new weights, if they are, into every engine."""
+        sent = self.turns.update(self.step + 1) if self._has_learned else 0
+        self._rollouts.has_weights(self.step + 1)
+        return {"stream_bytes": float(sent)} if self._has_learned else {}
 
-    def finish_step(self, groups: Sequence[Sequence[Sample]], metrics: dict[str, float]) -> None:
+    def finish_step(self, rollout: Rollout, metrics: dict[str, float]) -> None:
         """Count, log, and evaluate and save where they are due."""
         self.step += 1
-        if self.config.algorithm.dynamic_filtering:
-            metrics["groups_dropped"] = self._dropped / (self._dropped + len(groups))
-        self._rounds = self._dropped = 0
-        metrics = {**experience.rollout_metrics(groups), **self._tally.metrics(), **metrics}
-        self._tally = Tally()
+        self._stream = rollout.stream
+        metrics = {**experience.rollout_metrics(rollout.groups), **rollout.metrics, **metrics}
         train = self.config.train
-        if self.inputs.eval_prompts and train.eval_every and self.step % train.eval_every == 0:
+        is_best = False
+        if self.evaluation and train.eval_every and self.step % train.eval_every == 0:
             with self.phase("evaluate"):
-                metrics["eval_accuracy"] = self._evaluate()
-        if train.save_every and self.step % train.save_every == 0:
+                metrics |= self.evaluation.run(self.step)
+            is_best = self._best.beaten_by(metrics)
+        if is_best or (train.save_every and self.step % train.save_every == 0):
             with self.phase("save"):
-                self._save()
-        self.log.rollouts(self.step, groups)
+                self._save(is_best=is_best)
+        self.log.rollouts(self.step, rollout.groups)
         self.log.step(self.step, metrics)
 
     def finish(self, *, interrupted: bool) -> dict[str, Any]:
@@ -189,17 +183,23 @@ class RLRun:
                 f"stopped after step {self.step}; the same command goes on from there"
             )
             return {"interrupted": True, "steps": self.step}
-        accuracy = None
-        if self.inputs.eval_prompts:
+        metrics = {}
+        if self.evaluation:
             with self.log.progress.phase("evaluate", setup=True):
-                accuracy = self._evaluate()
-            self.log.point(self.step, {"eval_accuracy": accuracy})
+                metrics = self.evaluation.run(self.step)
+            self.log.point(self.step, metrics)
+            if self._best.beaten_by(metrics):
+                self.directory.mark_best(self.step, self._best.record)
         with self.log.progress.phase("export", setup=True):
             self.turns.train()
             model = self.models.export(self.directory.path)
+            best = self.directory.best()
+            if best is not None and self.config.output.export_best:
+                self.models.export_from(best[0], self.directory.path / "best")
         summary = {
             "accuracy_before": self._accuracy_before,
-            "accuracy_after": accuracy,
+            "accuracy_after": next(iter(metrics.values()), None),
+            **({} if best is None else {"best_step": best[1]["step"], "best": best[1]["value"]}),
             "steps": self.step,
             "rollout_logprob_gap": self._worst_gap,
             "seconds": {name: round(s, 2) for name, s in self.log.progress.totals().items()},
@@ -209,24 +209,11 @@ class RLRun:
 
     # -- how ----------------------------------------------------------------------------------------
 
-    def _evaluate(self) -> float:
-        """Mean reward of greedy answers to the held-out prompts: an accuracy for rewards 0 and 1."""
-        prompts = self.inputs.eval_prompts
+    def _generate(
+        self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
+    ) -> list[list[Sample]]:
         self.turns.sample()
-        groups = self.engines.generate(prompts, self._greedy, [0] * len(prompts))
-        self.inputs.reward.score([group[0] for group in groups]).check(len(groups))
-        self.log.evaluation(self.step, groups)
-        rewards = [group[0].reward for group in groups if group[0].reward is not None]
-        return sum(rewards) / len(rewards)
-
-    def _check_finite(self, metrics: dict[str, float]) -> None:
-        suspects = ("loss", "grad_norm", "critic_loss", "critic_grad_norm")
-        broken = [name for name in suspects if not math.isfinite(metrics.get(name, 0.0))]
-        if broken:
-            raise UserError(
-                f"{' and '.join(broken)} of step {self.step + 1} is not a finite number",
-                fix="lower optimizer.lr; the newest checkpoint in output.dir is intact",
-            )
+        return self._evaluator.generate(prompts, sampling, seeds)
 
     def _check_gap(self, gap: float) -> None:
         limit = self.config.algorithm.max_logprob_gap
@@ -238,22 +225,25 @@ class RLRun:
                 fix="check dtype and versions on both sides, or raise the limit",
             )
 
-    def _save(self) -> None:
+    def _save(self, *, is_best: bool = False) -> None:
         self.turns.train()
-        directory = self.directory.begin_checkpoint(self.step)
-        self.models.save(directory)
-        self.directory.commit_checkpoint(
-            directory,
-            {
-                "step": self.step,
-                "stream": self.inputs.stream.state_dict(),
-                "credit": self.credit.state_dict(),
-                "accuracy_before": self._accuracy_before,
-                "worst_gap": self._worst_gap,
-                "saved_at": time.time(),
-            },
-        )
+        with self._rollouts.undisturbed():
+            directory = self.directory.begin_checkpoint(self.step)
+            self.models.save(directory)
+            self.directory.commit_checkpoint(
+                directory,
+                {
+                    "step": self.step,
+                    "stream": self._stream,  # not that of rollouts made ahead: they are made again
+                    "credit": self.credit.state_dict(),
+                    "accuracy_before": self._accuracy_before,
+                    "worst_gap": self._worst_gap,
+                    "saved_at": time.time(),
+                },
+            )
         self._saved_step = self.step
+        if is_best:
+            self.directory.mark_best(self.step, self._best.record)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.inputs.stream.load_state_dict(state["stream"])

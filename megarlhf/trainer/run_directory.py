@@ -27,12 +27,20 @@ _LAYOUT = (
 _MAY_CHANGE = (
     *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
     *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
-    *(f"{model}.parallel.{key}" for model in ("model", "critic", "teacher") for key in _LAYOUT),
+    *("train.best_metric", "train.best_is", "train.max_skipped_steps", "evaluation."),
+    "ema.export",
+    *(
+        f"{model}.parallel.{key}"
+        for model in ("model", "critic", "reference", "teacher")
+        for key in _LAYOUT
+    ),
     *("model.recompute", "critic.recompute", "critic.export"),
-    *("rollout.engines", "rollout.tensor_parallel"),
+    *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
     *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
 )
+
+BEST = "best.json"  # which checkpoint is kept beside the newest ones, and why
 
 # What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
 TOKENIZED = "tokenized"
@@ -142,9 +150,30 @@ class RunDirectory:
         final = directory.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         directory.rename(final)
-        for old in self._complete()[: -self._keep]:
-            shutil.rmtree(old)
+        self._remove_old()
         return final
+
+    def mark_best(self, step: int, record: dict[str, Any]) -> None:
+        """Keep the checkpoint of ``step``, whole already, whatever comes after it.
+
+        The one that was marked before loses that. ``record`` says why, for `best`.
+        """
+        kept = json.dumps({"step": step, **record}, indent=2) + "\n"
+        replace_file(self._checkpoints / BEST, kept.encode())
+        self._remove_old()
+
+    def best(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint that was marked, if there is one, and its record."""
+        file = self._checkpoints / BEST
+        record = json.loads(file.read_text()) if file.is_file() else {"step": -1}
+        directory = self._checkpoints / f"step-{record['step']:08d}"
+        return (directory, record) if directory in self._complete() else None
+
+    def _remove_old(self) -> None:
+        best = self.best()
+        for old in self._complete()[: -self._keep]:
+            if best is None or old != best[0]:
+                shutil.rmtree(old)
 
     @property
     def _checkpoints(self) -> Path:

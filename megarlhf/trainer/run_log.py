@@ -62,8 +62,8 @@ class RunLog:
                 finish_reason=sample.finish_reason,
             )
 
-    def evaluation(self, step: int, groups: Sequence[Sequence[Sample]]) -> None:
-        """Keep the first greedy answers of an evaluation, ids included."""
+    def evaluation(self, step: int, name: str, groups: Sequence[Sequence[Sample]]) -> None:
+        """Keep the first greedy answers to a set of held-out prompts, ids included."""
         for group in groups[:EVALUATION_ANSWERS]:
             sample = group[0]
             record = {
@@ -74,6 +74,7 @@ class RunLog:
                 "response_ids": sample.response_ids,
                 "label": sample.prompt.label,
                 "reward": sample.reward,
+                **({"set": name} if name else {}),
             }
             jsonl.append(self.directory / EVALUATION_FILE, record)
 

@@ -1,31 +1,44 @@
-"""The models of an RL run that learn: the actor and, where the algorithm has one, the critic."""
+"""The models of an RL run that learn, actor and critic, and the reference that they are held to."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from megarlhf.algo.policy_loss import PolicyLoss
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.value_loss import ValueLoss
+from megarlhf.cluster.model_groups import ModelGroups
 from megarlhf.cluster.worker_group import WorkerGroup, joined
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.actor_worker import ActorWorker
 from megarlhf.engine.critic_worker import CriticWorker
+from megarlhf.engine.reference_worker import ReferenceWorker
 from megarlhf.parallel import context
 from megarlhf.trainer import experience
+from megarlhf.trainer.ptx import PretrainingRows
+from megarlhf.trainer.skipped_steps import SkippedSteps
 from megarlhf.trainer.updates import RolloutUpdates
 
+STATE = "models.json"  # in a checkpoint: what the driver knows of the models
 
-def critic_ranks(config: RLConfig, algorithm: Algorithm) -> int:
-    """How many the run needs."""
-    if not algorithm.needs_critic:
-        return 0
-    return config.cluster.critic_ranks or config.cluster.actor_ranks
+
+def kinds_of_models(config: RLConfig, algorithm: Algorithm) -> list[str]:
+    """Those that the run has on ranks of their own, as `placement_of` calls them."""
+    has_own_reference = config.cluster.reference_ranks is not None
+    wanted = {
+        "actor": True,
+        "critic": algorithm.needs_critic,
+        "reference": has_own_reference and config.algorithm.kl_coef > 0,
+        "reward": True,
+    }
+    return [kind for kind, is_wanted in wanted.items() if is_wanted]
 
 
 class TrainedModels:
-    """Actor and critic on their ranks.
+    """Actor, critic and reference on their ranks.
 
     Args:
         config: The run's configuration.
@@ -33,6 +46,9 @@ class TrainedModels:
         total_rollouts: Of the whole run.
         actor: Its ranks.
         critic: Its ranks, for an algorithm that has one.
+        reference: Its ranks, where it has its own; otherwise the actor's do its work.
+        ptx: Rows that the actor learns from beside.
+        note: Tells the person at the keyboard.
     """
 
     def __init__(
@@ -42,9 +58,14 @@ class TrainedModels:
         total_rollouts: int,
         actor: WorkerGroup,
         critic: WorkerGroup | None = None,
+        reference: WorkerGroup | None = None,
+        *,
+        ptx: PretrainingRows | None = None,
+        note: Callable[[str], None] = print,
     ) -> None:
-        self._config = config
+        self._config, self._ptx = config, ptx
         self.actor, self.critic = actor, critic
+        self._reference = reference
         rollout = config.rollout
         self._loss = PolicyLoss(
             algorithm,
@@ -54,38 +75,75 @@ class TrainedModels:
             sequence_sums=context.sequence_sums,
         )
         self._value_loss = ValueLoss(config.algorithm, rollout.max_new_tokens)
-        self._updates = RolloutUpdates(actor, config, config.optimizer, total_rollouts)
+        self._skipped = {
+            name: SkippedSteps(Path(config.output.dir), name, config.train.max_skipped_steps, note)
+            for name, _ in self._groups()
+        }
+        self._updates = RolloutUpdates(
+            actor,
+            config,
+            config.optimizer,
+            total_rollouts,
+            self._skipped["actor"],
+            None if ptx is None else ptx.mix,
+        )
         if critic is not None:
-            optimizer = config.critic.optimizer
-            self._critic_updates = RolloutUpdates(critic, config, optimizer, total_rollouts)
+            self._critic_updates = RolloutUpdates(
+                critic, config, config.critic.optimizer, total_rollouts, self._skipped["critic"]
+            )
 
     @classmethod
-    def on_ray(cls, config: RLConfig, algorithm: Algorithm, total_rollouts: int) -> "TrainedModels":
-        """With ranks as Ray actors, which `start` starts."""
-        actor = WorkerGroup(ActorWorker, config, config.cluster.actor_ranks)
-        ranks = critic_ranks(config, algorithm)
-        critic = WorkerGroup(CriticWorker, config, ranks) if ranks else None
-        return cls(config, algorithm, total_rollouts, actor, critic)
+    def placed(
+        cls,
+        config: RLConfig,
+        algorithm: Algorithm,
+        total_rollouts: int,
+        groups: ModelGroups,
+        ptx: PretrainingRows | None,
+        note: Callable[[str], None],
+    ) -> "TrainedModels":
+        """With ranks in the places that ``groups`` has for them; `start` builds the models."""
+        workers = {"actor": ActorWorker, "critic": CriticWorker, "reference": ReferenceWorker}
+        kinds = kinds_of_models(config, algorithm)
+        models = {kind: groups.group(workers[kind], kind) for kind in kinds if kind in workers}
+        return cls(config, algorithm, total_rollouts, **models, ptx=ptx, note=note)
 
     def start(self, checkpoint: Path | None) -> None:
-        """Build and load the models; go on from a checkpoint."""
+        """Build and load the models; those that learn go on from a checkpoint."""
+        if self._reference is not None:
+            self._reference.start()
         for name, group in self._groups():
             group.start()
             if checkpoint is not None:
                 group.run("load", str(checkpoint / name))
+        if checkpoint is not None:
+            self._load_state(json.loads((checkpoint / STATE).read_text()))
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint of each into a directory of its own."""
         for name, group in self._groups():
             (directory / name).mkdir()
             group.run("save", str(directory / name))
+        state = {name: skipped.state_dict() for name, skipped in self._skipped.items()}
+        if self._ptx is not None:
+            state["ptx"] = self._ptx.state_dict()
+        (directory / STATE).write_text(json.dumps(state, indent=2) + "\n")
 
     def export(self, directory: Path) -> Path:
-        """Write the actor, and the critic where it is wanted; returns the actor's directory."""
-        self.actor.run("export", str(directory / "model"))
+        """Write the actor, its average and the critic where wanted; returns the actor's directory."""
+        averaged = self._config.ema.decay is not None
+        instead = averaged and self._config.ema.export == "instead"
+        self.actor.run("export_average" if instead else "export", str(directory / "model"))
+        if averaged and not instead:
+            self.actor.run("export_average", str(directory / "ema"))
         if self.critic is not None and self._config.critic.export:
             self.critic.run("export", str(directory / "critic"))
         return directory / "model"
+
+    def export_from(self, checkpoint: Path, directory: Path) -> None:
+        """Write the actor of a checkpoint. From then on the ranks hold it, in place of the newest."""
+        self.actor.run("load", str(checkpoint / "actor"))
+        self.actor.run("export", str(directory))
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences the critic's values, the reference's and the old policy's logprobs.
@@ -94,7 +152,8 @@ class TrainedModels:
         """
         valuing = [] if self.critic is None else self.critic.call("values", sequences)
         if self._config.algorithm.kl_coef > 0:
-            values = self.actor.merged("reference_logprobs", sequences, self._loss.temperature)
+            reference = self._reference or self.actor
+            values = reference.merged("reference_logprobs", sequences, self._loss.temperature)
             experience.add_field(sequences, "reference_logprobs", values)
         if experience.needs_old_logprobs(self._config.algorithm):
             values = self.actor.merged("logprobs", sequences, self._loss.temperature)
@@ -113,8 +172,11 @@ class TrainedModels:
             kl_coef: The KL penalty's coefficient now.
 
         Returns:
-            Means over the optimizer steps; the critic's begin with ``critic_``. Nothing of the actor
-            while only the critic learns.
+            Means over the optimizer steps taken; the critic's begin with ``critic_``. Nothing of the
+            actor while only the critic learns.
+
+        Raises:
+            UserError: ``train.max_skipped_steps`` in a row were skipped, and one more.
         """
         learning = []
         if self.critic is not None:
@@ -128,6 +190,12 @@ class TrainedModels:
             found = self._critic_updates.finish(learning)
             metrics |= {f"critic_{name}": value for name, value in found.items()}
         return metrics
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        for name, skipped in self._skipped.items():
+            skipped.load_state_dict(state[name])
+        if self._ptx is not None:
+            self._ptx.load_state_dict(state["ptx"])
 
     def _groups(self) -> list[tuple[str, WorkerGroup]]:
         """With their names in a checkpoint."""

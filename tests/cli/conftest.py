@@ -25,7 +25,7 @@ def nothing_starts(monkeypatch):
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(torch.distributed, "init_process_group", start)
     monkeypatch.setattr(subprocess, "Popen", start)
-    for name in ("RANK", "WORLD_SIZE", "RAY_ADDRESS"):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "RAY_ADDRESS"):
         monkeypatch.delenv(name, raising=False)
 
 

@@ -2,9 +2,11 @@
 
 import pytest
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
-from ray.exceptions import ActorDiedError, GetTimeoutError, NodeDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, NodeDiedError, RayTaskError
 
-from megarlhf.cluster import failures
+from megarlhf.cluster import failures, ray_cluster
+from megarlhf.cluster.processes import NoAnswer, ProcessGone
+from megarlhf.cluster.ray_cluster import RayProcesses
 from megarlhf.errors import ProcessLost, UserError
 
 KILLED = ActorDiedError(
@@ -13,7 +15,22 @@ KILLED = ActorDiedError(
 
 
 def task_error(cause: Exception) -> RayTaskError:
-    return RayTaskError("train", "Traceback ...", cause).as_instanceof_cause()
+    return RayTaskError(
+        "train", "Traceback (most recent call last):\n  File ...", cause
+    ).as_instanceof_cause()
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Ray's, where a reference is what comes of it."""
+
+    def get(reference):
+        if isinstance(reference, Exception):
+            raise reference
+
+    monkeypatch.setattr(ray_cluster.ray, "wait", lambda refs, num_returns, timeout: (refs, []))
+    monkeypatch.setattr(ray_cluster.ray, "get", get)
+    return RayProcesses.__new__(RayProcesses)
 
 
 @pytest.mark.parametrize(
@@ -21,43 +38,38 @@ def task_error(cause: Exception) -> RayTaskError:
     [
         (KILLED, "process 77 (VllmEngine) ended unexpectedly"),
         (NodeDiedError("node"), "ended unexpectedly (NodeDiedError)"),
-        (GetTimeoutError("late"), "not ready in time"),
+        (
+            ActorDiedError(RayTaskError("start", "Traceback\n  line\nValueError: no such", None)),
+            "while it started: ValueError: no such",
+        ),
     ],
 )
-def test_a_process_that_is_gone(error, what):
+def test_a_process_that_is_gone(processes, error, what):
     with pytest.raises(ProcessLost) as caught, failures.explained():
-        raise error
+        failures.wait_for_all([error], processes)
     assert what in caught.value.what
     assert caught.value.fix
     assert caught.value.status == 3
 
 
-def test_a_process_that_fails_while_it_starts():
-    error = ActorDiedError(RayTaskError("start", "Traceback\n  line\nValueError: no such", None))
-    with (
-        pytest.raises(ProcessLost, match="while it started: ValueError: no such"),
-        failures.explained(),
-    ):
-        raise error
+def test_processes_that_are_not_there_in_time():
+    with pytest.raises(ProcessLost, match="not ready in time"), failures.explained():
+        raise NoAnswer("late")
 
 
 @pytest.mark.parametrize("cause", [ZeroDivisionError("x"), UserError("wrong")])
-def test_what_a_process_raised_goes_through(cause):
-    with pytest.raises(type(cause)), failures.explained():
-        raise task_error(cause)
+def test_what_a_process_raised_goes_through(processes, cause):
+    with pytest.raises(type(cause)) as caught, failures.explained():
+        failures.wait_for_all([task_error(cause)], processes)
+    assert caught.value is cause
+    assert "File ..." in str(caught.value.__cause__)  # of the process that raised it
 
 
-def test_a_killed_peer_is_the_culprit(monkeypatch):
+def test_a_killed_peer_is_the_culprit(processes):
     """The rank that lost it may be the first to be heard of."""
-
-    def get(reference):
-        if isinstance(reference, Exception):
-            raise reference
-
-    monkeypatch.setattr(failures.ray, "wait", lambda refs, num_returns, timeout: (refs, []))
-    monkeypatch.setattr(failures.ray, "get", get)
-    first = task_error(RuntimeError("Connection closed by peer"))
+    first = RuntimeError("Connection closed by peer")
     others = ["fine", task_error(RuntimeError("so here"))]
-    assert failures.culprit(first, [*others, KILLED]) is KILLED
-    assert failures.culprit(first, others) is first
-    assert failures.culprit(ValueError("x"), [KILLED]).args == ("x",)
+    gone = failures.culprit(first, [*others, KILLED], processes)
+    assert isinstance(gone, ProcessGone) and "77" in str(gone)
+    assert failures.culprit(first, others, processes) is first
+    assert failures.culprit(gone, others, processes) is gone

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from megarlhf.cluster import engine_group, ray_cluster, worker_group
+from megarlhf.cluster import failures, ray_cluster
 from megarlhf.cluster.engine_group import EngineGroup
+from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.worker_group import WorkerGroup
-from megarlhf.config.schema import RLConfig
+from megarlhf.config.schema import RLConfig, RolloutConfig
+
+MANY = placement_of(RLConfig(rollout=RolloutConfig(engines=999)), ["actor"])  # 1000 CPUs
 
 
 class Remote:
@@ -17,14 +20,6 @@ class Remote:
 
     def __init__(self, function):
         self.remote = function
-
-
-def group(cls, members, **attributes):
-    made = cls.__new__(cls)  # its constructor would start actors
-    made.members = members
-    for name, value in attributes.items():
-        setattr(made, name, value)
-    return made
 
 
 class Asked:
@@ -55,12 +50,11 @@ class Asked:
 @pytest.mark.parametrize("engines", [1, 2, 3, 4])
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 12])
 @pytest.mark.parametrize("failing", [(), (0,)])
-def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(
-    monkeypatch, engines, count, failing
-):
+def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, count, failing):
     asked = Asked(engines, failing)
-    monkeypatch.setattr(engine_group, "failures_of", asked.failures_of)
-    made = group(EngineGroup, asked.members, replace=asked.replace, _config=RLConfig())
+    made = EngineGroup.__new__(EngineGroup)  # its constructor would start actors
+    made.members, made.replace, made._config = asked.members, asked.replace, RLConfig()
+    made._failures_of = asked.failures_of
     prompts, seeds = [f"p{i}" for i in range(count)], list(range(100, 100 + count))
     answers = made.generate(prompts, "sampling", seeds)
     assert answers == [[f"p{i} with {100 + i}"] for i in range(count)]
@@ -71,35 +65,42 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(
     assert again == list(failing)  # the others were not asked twice
 
 
-def test_shares_of_the_ranks_are_merged(monkeypatch):
-    monkeypatch.setattr(worker_group, "wait_for_all", list)
-    monkeypatch.setattr(worker_group.ray, "put", lambda value: value)
-    members = [
+class Calls:
+    """Processes whose references are their results; the last one is ready first."""
+
+    def __init__(self, broken=()):
+        self.broken, self.waited = broken, []
+
+    def shared(self, value):
+        return value
+
+    def wait(self, references, count, timeout_s):
+        self.waited.append(list(references))
+        return references[-count:], references[:-count]
+
+    def result(self, reference):
+        if reference in self.broken:
+            raise RuntimeError("broken")
+        return reference
+
+
+def test_shares_of_the_ranks_are_merged():
+    made = WorkerGroup.__new__(WorkerGroup)
+    made.residents, made._processes = None, Calls()
+    made.members = [
         SimpleNamespace(double=Remote(lambda step, r=rank: {r: step, r + 2: 2 * step}))
         for rank in range(2)
     ]
-    assert group(WorkerGroup, members).merged("double", 5) == {0: 5, 1: 5, 2: 10, 3: 10}
+    assert made.merged("double", 5) == {0: 5, 1: 5, 2: 10, 3: 10}
 
 
-def test_the_first_failure_ends_the_wait(monkeypatch):
-    def get(references):
-        if "broken" in references:
-            raise RuntimeError("broken")
-        return references
-
-    waited = []
-
-    def wait(left, num_returns, timeout):
-        waited.append(list(left))
-        return left[-1:], left[:-1]  # the last one is ready first
-
-    monkeypatch.setattr(worker_group.ray, "get", get)
-    monkeypatch.setattr(worker_group.ray, "wait", wait)
-    assert worker_group.wait_for_all(["a", "b"]) == ["a", "b"]
-    waited.clear()
+def test_the_first_failure_ends_the_wait():
+    assert failures.wait_for_all(["a", "b"], Calls()) == ["a", "b"]
+    calls = Calls(broken=["broken"])
     with pytest.raises(RuntimeError):
-        worker_group.wait_for_all(["never ready", "broken"])
-    assert len(waited) == 1
+        failures.wait_for_all(["never ready", "broken"], calls)
+    # Once more for a rank that is gone, which would be the cause.
+    assert calls.waited == [["never ready", "broken"], ["never ready"]]
 
 
 @pytest.mark.parametrize("address", [None, "auto"])
@@ -107,10 +108,11 @@ def test_ray_is_started_here_or_joined_and_left_in_the_end(monkeypatch, address)
     calls = []
     monkeypatch.setattr(ray_cluster.ray, "init", lambda **settings: calls.append(settings))
     monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(ray_cluster, "RayProcesses", lambda placement: None)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     if address:
         monkeypatch.setenv("RAY_ADDRESS", address)
-    with pytest.raises(ZeroDivisionError), ray_cluster.ray_cluster(1000):
+    with pytest.raises(ZeroDivisionError), ray_cluster.ray_cluster(MANY):
         raise ZeroDivisionError
     settings, last = calls
     assert last == "shutdown"
@@ -126,7 +128,8 @@ def test_sigterm_ends_a_run_that_starts_as_ctrl_c_does(monkeypatch):
         ray_cluster.ray, "init", lambda **_: signal.signal(signal.SIGTERM, signal.SIG_IGN)
     )
     monkeypatch.setattr(ray_cluster.ray, "shutdown", lambda: None)
+    monkeypatch.setattr(ray_cluster, "RayProcesses", lambda placement: None)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), ray_cluster.ray_cluster(1):
+    with pytest.raises(KeyboardInterrupt), ray_cluster.ray_cluster(MANY):
         os.kill(os.getpid(), signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before

@@ -1,6 +1,7 @@
 """Real engines that are killed or stopped, under Ray; the trainer's ranks are stand-ins."""
 
 import os
+import queue
 import threading
 import time
 from dataclasses import replace
@@ -9,9 +10,10 @@ import pytest
 import ray
 
 from megarlhf.cluster.engine_group import EngineGroup
+from megarlhf.cluster.model_groups import ModelGroups
+from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.ray_cluster import ray_cluster
 from megarlhf.cluster.verification import verify
-from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import (
     ClusterConfig,
     ModelConfig,
@@ -41,9 +43,10 @@ def group(tmp_path_factory):
         cluster=ClusterConfig(actor_ranks=2, stream_timeout_s=4, start_timeout_s=90),
     )
     notes = []
-    with ray_cluster(4):
-        trainer = WorkerGroup(StreamingWorker, config, 2)
-        engines = EngineGroup(config, settings_of(model), notes.append)
+    with ray_cluster(placement_of(config, ["actor"])) as processes:
+        trainer = ModelGroups(config, processes).group(StreamingWorker, "actor")
+        engines = EngineGroup(config, settings_of(model), processes, notes.append)
+        engines.processes = processes
         engines.notes, engines.trainer = notes, trainer
         trainer.start()
         engines.start()
@@ -65,7 +68,7 @@ def check(group, version, restarts):
     """Both engines sample from the version's weights, and give what they gave on that version."""
     answers = group.generate(PROMPTS, SAMPLING, SEEDS)
     assert {s.policy_version for samples in answers for s in samples} == {version}
-    assert verify(group.trainer, group.members) > 0
+    assert verify(group.trainer, group.members, group.processes) > 0
     assert group.restarts == len(group.notes) == restarts
     return [[s.response_ids for s in samples] for samples in answers]
 
@@ -98,8 +101,36 @@ def test_lost_engines_are_replaced_at_every_stage(group):
     update(group, 2)
     assert time.monotonic() - start < 60
     check(group, 2, restarts=4)
-    assert "engine 0 was lost in the update to version 2" in group.notes[-1]
+    assert "engine 0 was lost before the update to version 2" in group.notes[-1]
     assert not os.path.exists(f"/proc/{pid}")
+
+
+def test_an_engine_that_dies_while_another_thread_samples(group, monkeypatch):
+    """Only this thread may call the trainer's ranks: an update finds it before, then it repairs."""
+    repairs, restarts = queue.Queue(), group.restarts
+
+    def hand_over(repair):
+        done = threading.Event()
+        repairs.put((repair, done))
+        assert done.wait(60)
+
+    monkeypatch.setattr(group, "repairs", hand_over)
+    many, answers = 30, []
+    sampling = threading.Thread(
+        target=lambda: answers.extend(group.generate(PROMPTS * many, SAMPLING, SEEDS * many))
+    )
+    os.kill(pid_of(group, 1), KILL)
+    time.sleep(0.5)
+    sampling.start()
+    repair, done = repairs.get(timeout=60)
+    update(group, 3)
+    assert "engine 1 was lost before the update to version 3" in group.notes[-1]
+    repair()
+    done.set()
+    sampling.join(60)
+    assert group.restarts == restarts + 1
+    assert {s.policy_version for s in answers[1]} == {3}
+    assert [len(samples) for samples in answers] == [2] * 4 * many
 
 
 def test_no_more_than_so_many_are_replaced(group, monkeypatch):

@@ -1,29 +1,24 @@
-"""Who has memory when, if trainer and engines share it."""
-
-from dataclasses import replace
+"""Who has memory when, if models and engines share it."""
 
 import pytest
 
-from megarlhf.cluster import shares, turns
-from megarlhf.config.schema import ClusterConfig, RLConfig, RolloutConfig
-from megarlhf.errors import UserError
+from megarlhf.cluster import turns
+from megarlhf.cluster.residents import PARTS, Residents
+from megarlhf.config.schema import RLConfig, RolloutConfig
 
 COLOCATED = RLConfig(rollout=RolloutConfig(placement="colocated"))
+ALL = f"offload {' '.join(PARTS)}"
 
 
 class Log:
-    """Trainer and engines that say what is asked of them."""
+    """Models and engines that say what is asked of them."""
 
     def __init__(self):
-        self.calls = []
-        self.version = None
-        self.before_stream = lambda: None
-
-    def run(self, method, *parts):
-        self.calls.append(" ".join((method, *parts)))
+        self.calls, self.residents, self.version = [], Residents(), None
+        self.actor, self.critic = (Model(role, self) for role in ("actor", "critic"))
 
     def update(self, version):
-        self.before_stream()
+        self.actor.call("stream")
         self.version = version
         self.calls.append(f"stream {version}")
         return 7
@@ -39,14 +34,28 @@ class Log:
         return taken
 
 
+class Model:
+    def __init__(self, role, log):
+        self.role, self.log, self.residents = role, log, log.residents
+
+    def run(self, method, *parts):
+        self.log.calls.append(" ".join((self.role, method, *parts)))
+
+    def call(self, method):
+        self.log.residents.enter(self, method)
+
+
 @pytest.fixture
-def log(monkeypatch):
-    monkeypatch.setattr(turns, "have_gpus", lambda: True)
+def log():
     return Log()
 
 
+def of(config, log, note=print, on_gpu=True):
+    return turns.turns_of(config, log.actor, log, note, on_gpu=on_gpu)
+
+
 def test_separate_ones_put_nothing_away(log):
-    made = turns.turns_of(RLConfig(), log, log, print)
+    made = of(RLConfig(), log)
     made.train()
     assert made.update(3) == 7
     made.sample()
@@ -54,45 +63,59 @@ def test_separate_ones_put_nothing_away(log):
 
 
 def test_a_step_of_colocated_ones(log):
-    made = turns.turns_of(COLOCATED, log, log, print)
+    made = of(COLOCATED, log)
+    log.actor.call("start")
     made.update(0)
-    assert log.take() == ["offload gradients optimizer", "stream 0", "offload weights"]
+    streamed = ["actor offload gradients optimizer", "stream 0", "actor offload weights"]
+    assert log.take() == streamed
     made.sample()
     made.train()
-    assert log.take() == ["sleep", "reload"]
+    log.actor.call("train")
+    log.actor.call("train")
+    assert log.take() == ["sleep", "actor reload"]
     made.update(1)
-    assert log.take() == [
-        "offload gradients optimizer",
+    streamed = [
+        "actor offload gradients optimizer",
         "wake weights",
         "stream 1",
-        "offload weights",
+        "actor offload weights",
         "wake kv_cache",
     ]
+    assert log.take() == streamed
     made.train()  # to save
-    made.sample()  # weights were lost in sleep: they are streamed again
-    assert log.take()[2:] == [
-        "offload gradients optimizer",
-        "wake weights",
-        "stream 1",
-        "offload weights",
-        "wake kv_cache",
+    log.actor.call("save")
+    made.sample()  # the engines' weights were lost in sleep: they are streamed again
+    assert log.take()[2:] == streamed
+    log.actor.call("open_stream")  # an engine is replaced while the trainer's weights are away
+    assert log.take() == ["actor reload"]
+
+
+def test_models_take_turns(log):
+    made = of(COLOCATED, log)
+    log.actor.call("start")
+    log.critic.call("start")
+    assert log.take() == [f"actor {ALL}"]
+    made.update(0)
+    assert log.take() == [
+        f"critic {ALL}",
+        "actor reload",
+        "actor offload gradients optimizer",
+        "stream 0",
+        "actor offload weights",
     ]
-    log.before_stream()  # an engine is replaced while the trainer's weights are away
-    assert log.take() == ["reload"]
+    made.train()
+    log.critic.call("values")
+    log.actor.call("logprobs")
+    log.actor.call("train")
+    log.critic.call("train")
+    assert log.take() == [
+        *("sleep", "critic reload"),
+        *(f"critic {ALL}", "actor reload"),
+        *(f"actor {ALL}", "critic reload"),
+    ]
 
 
-def test_cpus_say_that_nothing_is_given_back(log, monkeypatch):
-    monkeypatch.setattr(turns, "have_gpus", lambda: False)
+def test_cpus_say_that_nothing_is_given_back(log):
     notes = []
-    turns.turns_of(COLOCATED, log, log, notes.append)
+    of(COLOCATED, log, notes.append, on_gpu=False)
     assert "without giving back memory" in notes[0]
-
-
-def test_shares_of_gpus():
-    assert shares.gpus_of_engine(RLConfig(rollout=RolloutConfig(tensor_parallel=4))) == 4
-    assert shares.gpus_of_rank(RLConfig()) == 1
-    assert shares.gpus_of_rank(COLOCATED) + shares.gpus_of_engine(COLOCATED) == 1
-    two = replace(COLOCATED, cluster=ClusterConfig(actor_ranks=2))
-    with pytest.raises(UserError) as caught:
-        shares.gpus_of_engine(two)
-    assert caught.value.where == "rollout.placement"

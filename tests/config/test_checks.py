@@ -77,6 +77,7 @@ def refuse(run, *overrides, where, parts, **kwargs):
         ["algorithm.name=ppo", "rollout.samples_per_prompt=1"],
         ["algorithm.updates_per_rollout=4"],
         ["optimizer.lr=0"],
+        ["rollout.async_steps=2", "stream.during_generation=abort"],
     ],
 )
 def test_right_runs(run, overrides):
@@ -163,6 +164,17 @@ def test_every_range_is_of_a_setting():
             ],
             "algorithm.updates_per_rollout",
             ["20 samples", "got 3", "use 2 or 4"],
+        ),
+        (["rollout.async_steps=-1"], "rollout.async_steps", ["at least 0"]),
+        (
+            ["rollout.async_steps=1", "rollout.placement=colocated"],
+            "rollout.async_steps",
+            ["1 steps of sampling ahead", "by turns", "rollout.placement=separate"],
+        ),
+        (
+            ["rollout.async_steps=1", "algorithm.max_logprob_gap=1e-5"],
+            "algorithm.max_logprob_gap",
+            ["older weights", "max_logprob_gap=null"],
         ),
     ],
 )

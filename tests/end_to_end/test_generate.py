@@ -79,18 +79,21 @@ class Engines:
         ]
 
 
+def nothing_kept(placement):
+    return nullcontext()
+
+
 def test_a_run_that_was_killed_goes_on(tmp_path, rl_command, monkeypatch, capsys):
     monkeypatch.setattr(generation, "EngineGroup", Engines)
-    monkeypatch.setattr(generation, "ray_cluster", lambda cpus: nullcontext())
     out = tmp_path / "out"
     _, _, _, _, *overrides = rl_command(out, "data.max_samples=10", "reward.workers=0")
     config = load(schema.RLConfig, None, overrides)
-    summary = generation.generate(config)
+    summary = generation.generate(config, nothing_kept)
     whole = {name: (out / f"{name}.jsonl").read_text() for name in ("samples", "best", "pairs")}
     lines = whole["samples"].splitlines(keepends=True)
     (out / "samples.jsonl").write_text("".join(lines[:6]) + lines[6][:20])
     Engines.asked.clear()
-    assert generation.generate(config) == summary
+    assert generation.generate(config, nothing_kept) == summary
     assert Engines.asked == [6, 7, 8, 9]
     assert "6 of 10 prompts are done" in capsys.readouterr().out
     assert jsonl.read(out / "samples.jsonl") == [json.loads(line) for line in lines]

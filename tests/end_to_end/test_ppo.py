@@ -1,15 +1,20 @@
-"""PPO on the real stack: the critic on ranks and a layout of its own, stopped and gone on."""
+"""PPO on the real stack: critic and reference on ranks and in layouts of their own.
+
+The run is cut and goes on without Ray, all models on the same ranks by turns, as if nothing happened.
+"""
 
 import shutil
 
 from megarlhf.models.spec import ModelSpec
-from tests.end_to_end.conftest import figures
+from tests.end_to_end.conftest import figures, under_torchrun
 
-# The actor on one rank, the critic on two stages; one rollout of it is the critic's alone.
+# The actor in two parts, critic and reference on two stages; one rollout is the critic's alone.
 PPO = (
     "algorithm.name=ppo",
+    "model.parallel.tensor=2",
     "critic.parallel.pipeline=2",
-    "cluster.critic_ranks=2",
+    "reference.parallel.pipeline=2",
+    *(f"cluster.{model}_ranks=2" for model in ("actor", "critic", "reference")),
     "critic.optimizer.lr=1e-3",
     "critic.warmup_rollouts=1",
     "critic.export=true",
@@ -30,7 +35,7 @@ def test_actor_and_critic_learn_and_go_on(tmp_path, rl_command, run_cli):
     shutil.copytree(whole, cut)
     (cut / "summary.json").unlink()
     shutil.rmtree(cut / "checkpoints" / "step-00000003")
-    run_cli(rl_command(cut, *settings))
+    run_cli(under_torchrun(rl_command(cut, *settings), 2))
     assert figures(cut) == figures(whole)
 
 

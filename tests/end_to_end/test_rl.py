@@ -5,28 +5,17 @@ import os
 import signal
 import subprocess
 import sys
-import time
-import uuid
 from pathlib import Path
 
 import pytest
 import torch
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import figures
+from tests.end_to_end.conftest import STEPS, TP2, figures, under_torchrun
+from tests.end_to_end.started import Started
 
-TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
-STEPS = 4
 # Measured 1e-7 to 4e-7 in fp32; the project's promise is 1e-5.
 LOGPROB_GAP = 2e-6
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
-    """A run at TP=2 that was not interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
-    return out
 
 
 def test_sampler_and_actor_agree_after_every_update(whole_run):
@@ -47,12 +36,15 @@ def test_one_rank_agrees_too_and_takes_the_same_steps(tmp_path, rl_command, run_
     assert first["grad_norm"] == pytest.approx(reference["grad_norm"], rel=1e-5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("number", "placement"), [(signal.SIGINT, "separate"), (signal.SIGTERM, "colocated")]
+)
 def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
-    tmp_path, rl_command, run_cli, whole_run, number
+    tmp_path, rl_command, run_cli, whole_run, number, placement
 ):
+    """A colocated one too: it takes the very steps of the one with engines of their own memory."""
     out = tmp_path / "run"
-    command = rl_command(out, *TP2, f"train.steps={STEPS}")
+    command = rl_command(out, *TP2, f"train.steps={STEPS}", f"rollout.placement={placement}")
     run = Started(command)
     seen = []
     for line in run.process.stdout:
@@ -71,6 +63,26 @@ def test_a_run_stopped_by_a_signal_goes_on_as_if_nothing_happened(
 
     run_cli(command)
     assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_run_is_the_same(tmp_path, rl_command, run_cli, whole_run):
+    out = tmp_path / "run"
+    command = rl_command(out, "model.parallel.tensor=2", f"train.steps={STEPS}")
+    run_cli(under_torchrun(command, 2))
+    assert figures(out) == figures(whole_run)
+
+
+def test_without_ray_the_loss_of_a_process_ends_the_run(tmp_path, rl_command):
+    command = rl_command(tmp_path / "run", "train.steps=50")
+    run = Started(under_torchrun(command, 2))
+    for line in run.process.stdout:
+        if line.startswith("step  1/"):
+            os.kill(run.named(b"ActorWorker-1"), signal.SIGKILL)
+            break
+    _, errors = run.process.communicate(timeout=120)
+    assert run.process.returncode not in (0, None)
+    assert "(ActorWorker-1) ended unexpectedly: SIGKILL" in errors
+    assert run.left() == []
 
 
 # Its worker's parent is the driver: the first call, for the evaluation before training, is a Ctrl-C.
@@ -166,48 +178,3 @@ def test_reward_that_raises_shows_the_prompt_and_leaves_no_process(tmp_path, rl_
 def _last_answers(run: Path) -> list[dict]:
     answers = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     return [answer for answer in answers if answer["step"] == answers[-1]["step"]]
-
-
-class Started:
-    """A command whose descendants are known by a mark in their environment, wherever they went."""
-
-    def __init__(self, command: list[str]) -> None:
-        mark = f"MEGARLHF_TEST_MARK={uuid.uuid4().hex}"
-        self._mark = mark.encode()
-        name, value = mark.split("=")
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={**os.environ, name: value},
-        )
-
-    def left(self) -> list[str]:
-        """Command lines of descendants still alive a few seconds after the command ended."""
-        for _ in range(50):
-            left = [_read(folder / "cmdline").decode() for folder in self._marked()]
-            if not left:
-                break
-            time.sleep(0.1)
-        return left
-
-    def named(self, start: bytes) -> int:
-        """The process id of a descendant whose command line starts so."""
-        found = (f for f in self._marked() if _read(f / "cmdline").startswith(start))
-        return int(next(found).name)
-
-    def count(self) -> int:
-        return len(self._marked())
-
-    def _marked(self) -> list[Path]:
-        folders = [folder for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-        return [folder for folder in folders if self._mark in _read(folder / "environ")]
-
-
-def _read(file: Path) -> bytes:
-    try:
-        return file.read_bytes()
-    except OSError:  # it ended in between
-        return b""

@@ -4,6 +4,7 @@ import pytest
 
 from tests.engine import jobs
 from tests.engine.layouts import LAYOUTS
+from tests.models.zoo import write_model
 
 LENGTHS = (17, 5, 30, 9, 9, 23, 12, 40)
 SEQUENCES = jobs.make_sequences(101, LENGTHS, weighted=True)
@@ -100,3 +101,17 @@ def test_metadata_json_is_written_last(saved):
     written = sorted(directory.iterdir(), key=lambda file: file.stat().st_mtime_ns)
     assert written[-1].name == "metadata.json"
     assert {file.name for file in written} >= {".metadata", "common.pt", "__3_0.distcp"}
+
+
+def test_a_mixture_with_latent_attention_goes_on_under_another_layout(ranks, tmp_path):
+    """Experts, shared ones, latent projections and the router, each with its moments."""
+    path = write_model("deepseek-v3", tmp_path / "hf")
+    sequences = jobs.make_sequences(101, LENGTHS, weighted=True)
+    saved = tmp_path / "saved"
+    saved.mkdir()
+    before, after = {"expert": 2, "pipeline": 2}, {"expert": 4}
+    expected = ranks.run(4, jobs.save_then_train, path, before, sequences, saved, {})[0]
+    found = ranks.run(4, jobs.load_then_train, path, after, sequences, saved, {})[0]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-6)

@@ -45,10 +45,10 @@ def contiguous_cut():
 def local_denominator():
     """The mean of the data-parallel ranks' means, instead of one mean over all tokens."""
     from megarlhf.algo.loss import Divisors, TokenMean
-    from megarlhf.engine import model_engine
+    from megarlhf.engine import passes
 
     mine = 0.0
-    cut = model_engine.ModelEngine._micro_batches
+    cut = passes.Passes.micro_batches
 
     def remember(self, sequences, groups=None):
         nonlocal mine
@@ -57,7 +57,7 @@ def local_denominator():
         return batches
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(model_engine.ModelEngine, "_micro_batches", remember))
+        stack.enter_context(patch.object(passes.Passes, "micro_batches", remember))
         stack.enter_context(patch.object(TokenMean, "divisors", lambda *_: Divisors(mine, mine)))
         yield
 

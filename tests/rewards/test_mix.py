@@ -1,9 +1,14 @@
+import asyncio
+import threading
+import time
+
 import pytest
 
 from megarlhf.config.loader import load
 from megarlhf.config.reward_checks import check_reward, servers_by_name
 from megarlhf.config.schema import RewardConfig, RLConfig
 from megarlhf.errors import UserError
+from megarlhf.rewards.sources import rewards_of
 from megarlhf.rewards.tally import Tally, complete_groups
 from tests.rewards.conftest import rewards_in, samples_of
 
@@ -112,3 +117,23 @@ def test_settings_that_do_not_fit(settings, where, said):
     assert caught.value.where == where
     assert said in caught.value.what
     assert caught.value.fix
+
+
+def test_scoring_can_be_cancelled_from_another_thread(write):
+    slow = write("import time\ndef reward_func(queries, prompts, labels):\n    time.sleep(30)\n")
+    with rewards_of(RewardConfig(function=slow), {}) as rewards:
+        ended = []
+
+        def score():
+            try:
+                rewards.score(samples_of("abc"))
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+
+        thread = threading.Thread(target=score)
+        thread.start()
+        while rewards._scoring is None:
+            time.sleep(0.01)
+        rewards.cancel()
+        thread.join(10)
+        assert ended == ["cancelled"]

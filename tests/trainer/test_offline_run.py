@@ -1,6 +1,7 @@
 """What an offline run keeps between processes; the engine and its files are stood in for."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,7 @@ def process(tmp_path, monkeypatch):
     monkeypatch.setattr(offline_run.checkpoint, "save", lambda engine, directory: None)
     monkeypatch.setattr(offline_run, "export_huggingface", lambda *_: None)
     overrides = [f"output.dir={tmp_path}", "output.tensorboard=false", "train.save_every=1"]
+    overrides += ["train.max_skipped_steps=1"]
     config = loader.load(SFTConfig, None, overrides)
     row = Example([Sequence([1, 2], [0.0, 1.0])], prompt_tokens=1)
     inputs = SimpleNamespace(
@@ -43,13 +45,19 @@ def process(tmp_path, monkeypatch):
     def process(*losses):
         left = iter(losses)
         run = offline_run.OfflineRun(config, inputs, first_rank)
-        run._prepare = lambda examples: (Batch([], []), None)
+        run._prepare = lambda examples: (Batch(row.sequences, []), None)
         run.engine = SimpleNamespace(
-            chunks=[], train_step=lambda batch, loss, lr, groups: {"loss": next(left)}
+            chunks=[],
+            train_step=lambda batch, loss, lr, groups: metrics_of(next(left)),
         )
         return run
 
     return process
+
+
+def metrics_of(loss):
+    """A step is skipped by the engine where the loss is no number."""
+    return {"loss": loss, "grad_norm": 1.0, "skipped_steps": float(math.isnan(loss))}
 
 
 def steps_of(run, *batches):
@@ -88,9 +96,19 @@ def test_a_run_stopped_before_its_first_step(process):
         assert run.finish(interrupted=False)["loss"] == 0.25
 
 
-def test_a_loss_that_is_no_number_stops_the_run_before_it_is_saved(process, tmp_path):
-    with process(0.75, float("nan")) as run:
-        steps_of(run, 1)
-        with pytest.raises(UserError, match="loss of step 2 is not a finite number"):
+def test_skipped_steps_end_the_run_before_they_are_saved(process, tmp_path):
+    nan = float("nan")
+    with process(0.75, nan, 0.5, nan, nan) as run:
+        steps_of(run, 1, 1, 1, 1)
+        assert run._figures["loss"] == 0.5
+        with pytest.raises(UserError, match="step 5 of the model: loss is not a finite number"):
             steps_of(run, 1)
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["step-00000003", "step-00000004"]
+    kept = sorted(path.name for path in (tmp_path / "skipped").iterdir())
+    assert kept == [f"step-{step}-model.safetensors" for step in (2, 4, 5)]
+    metrics = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["loss"] for row in metrics] == [0.75, None, 0.5, None]
+    assert [row["skipped_steps"] for row in metrics] == [0.0, 1.0, 0.0, 1.0]
+    with process(nan) as run, pytest.raises(UserError, match="as in the 1 before it"):
+        steps_of(run, 1)  # the count went into the checkpoint

@@ -30,7 +30,7 @@ def test_what_a_run_reads(right, tmp_path):
     assert inputs.spec.num_layers == 4
     assert inputs.algorithm.name == "grpo"
     assert [scorer.name for scorer in inputs.reward.scorers] == ["function"]
-    assert [prompt.text for prompt in inputs.eval_prompts] == ["0 + 1?", "1 + 1?"]
+    assert [prompt.text for prompt in inputs.eval_sets[""]] == ["0 + 1?", "1 + 1?"]
     first = inputs.stream.next_batch(1)[0]
     assert (first.text, first.label, len(first.token_ids)) == ("0 + 1?", 1, 6)
 
@@ -44,7 +44,7 @@ def test_total_steps(right, overrides, steps):
 
 
 def test_no_held_out_prompts(right):
-    assert read(right).eval_prompts == []
+    assert read(right).eval_sets == {}
 
 
 def test_a_prompt_longer_than_the_limit(right, tmp_path):

@@ -31,7 +31,7 @@ def groups_of(count):
 def write_steps(log, *steps):
     for step in steps:
         log.rollouts(step, groups_of(1))
-        log.evaluation(step, groups_of(1))
+        log.evaluation(step, "", groups_of(1))
         log.step(step, {"reward": 0.5})
 
 
@@ -82,7 +82,7 @@ def test_rollouts_are_the_first_sample_of_the_first_prompts(tmp_path, open_log):
 
 
 def test_answers_of_an_evaluation_keep_their_ids(tmp_path, open_log):
-    open_log().evaluation(2, groups_of(EVALUATION_ANSWERS + 1))
+    open_log().evaluation(2, "", groups_of(EVALUATION_ANSWERS + 1))
     rows = jsonl.read(tmp_path / EVALUATION_FILE)
     assert len(rows) == EVALUATION_ANSWERS
     assert rows[1] == {

@@ -1,13 +1,17 @@
 """Convert a checkpoint: every process moves the rows of its share of the tensors.
 
-Memory is a block of rows, whatever the size of the model. All processes write to the same files, each
-to its own places; the first one creates them, and publishes the directory when it is whole.
+Memory is a block of rows a thread, whatever the size of the model. All processes write to the same
+files, each to its own places; the first one creates them, and publishes the directory when it is whole.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch.distributed as dist
 
@@ -19,12 +23,14 @@ from megarlhf.models.weights.finite import bytes_are_finite
 from megarlhf.models.weights.first_rank import on_first
 from megarlhf.models.weights.row_files import RowFiles, StoredTensor
 from tools.checkpoint_convert.checkpoints import Checkpoint
-from tools.checkpoint_convert.flushing import Flusher
 from tools.checkpoint_convert.journal import Journal, stamps
 from tools.checkpoint_convert.targets import Target
 
+Result = TypeVar("Result")
+
 logger = logging.getLogger(__name__)
 
+MOST_THREADS = 4  # more do not make a disk faster
 Progress = Callable[[int], None]  # is told of bytes that are done
 
 
@@ -62,18 +68,21 @@ class Conversion:
         with (
             self.source.files.rows() as source,
             RowFiles(partial, self.target.tensors, writable=True) as target,
-            Flusher(target) as flusher,
         ):
-            for name in share(self.target.tensors, rank, world):
-                if name in done and fingerprint.of_rows(target, name) == done[name]:
-                    progress(self.target.tensors[name].nbytes)
-                    continue
-                found = self._move(name, source, target, progress)
-                if expected:
-                    fingerprint.check(name, found, expected.get(name), self.source.directory)
-                journal.add(name, found)
-                flusher.wrote(self.target.tensors[name].nbytes)
-            flusher.finish()
+
+            def convert(name: str) -> int:
+                if name not in done or fingerprint.of_rows(target, name) != done[name]:
+                    found = self._move(name, source, target)
+                    if expected:
+                        fingerprint.check(name, found, expected.get(name), self.source.directory)
+                    journal.add(name, found)
+                return self.target.tensors[name].nbytes
+
+            names = share(self.target.tensors, rank, world)
+            with in_threads(convert, names, threads(world)) as converted:
+                for nbytes in converted:
+                    progress(nbytes)
+            target.sync()  # another machine that shares the disk may be the one that publishes
         if world > 1:
             dist.barrier()
         on_first(lambda: self._finish(journal))
@@ -94,16 +103,13 @@ class Conversion:
         publishing.create(self.out, self.target.files)
         journal.begin(job)
 
-    def _move(
-        self, name: str, source: RowFiles, target: RowFiles, progress: Progress
-    ) -> TensorPrint:
+    def _move(self, name: str, source: RowFiles, target: RowFiles) -> TensorPrint:
         tensor = source.tensors[name]
         hash_, is_finite = fingerprint.Hash(), True
         for start, _, rows in source.blocks(name):
             hash_.update(rows)
             is_finite = is_finite and bytes_are_finite(rows, tensor.dtype)
             target.write_rows(name, start, rows)
-            progress(rows.nbytes)
         if not is_finite:
             where = self.source.files.where(name)
             logger.warning("%s: the tensor %s has NaN or Inf in it", where, name)
@@ -132,6 +138,24 @@ def share(tensors: Mapping[str, StoredTensor], rank: int, world: int) -> list[st
         if least == rank:
             mine.add(name)
     return [name for name in tensors if name in mine]
+
+
+@contextmanager
+def in_threads(
+    work: Callable[[str], Result], names: Sequence[str], count: int
+) -> Iterator[Iterator[Result]]:
+    """What ``work`` returns for each name, as it comes; where something fails the rest is not begun."""
+    with ThreadPoolExecutor(count) as pool:
+        futures = [pool.submit(work, name) for name in names]
+        try:
+            yield (future.result() for future in as_completed(futures))
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def threads(world: int) -> int:
+    """How many of a process: reading, hashing and writing all let other threads run."""
+    return max(1, min(MOST_THREADS, len(os.sched_getaffinity(0)) // world))
 
 
 def place() -> tuple[int, int]:

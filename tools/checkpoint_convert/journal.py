@@ -59,7 +59,8 @@ class Journal:
         """A tensor is written."""
         line = {"name": name, "dtype": found.dtype, "shape": found.shape, "digest": found.digest}
         with full_disk_is_an_error(self._directory), self._file.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            # Begun on a line of its own, whatever a killed process has left of its last one.
+            file.write(f"\n{json.dumps(line)}\n")
 
     def read(self) -> dict[str, TensorPrint]:
         """What every process has written."""

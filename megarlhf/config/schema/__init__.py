@@ -4,9 +4,13 @@ A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...)
 sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
 """
 
+from megarlhf.config.schema.agent import (
+    AgentConfig,
+)
 from megarlhf.config.schema.algorithm import (
     AlgorithmConfig,
     CriticConfig,
+    ReferenceConfig,
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
@@ -23,6 +27,12 @@ from megarlhf.config.schema.data import (
     StepDataConfig,
     SupervisedDataConfig,
     UnpairedDataConfig,
+)
+from megarlhf.config.schema.learning import (
+    EMAConfig,
+    EvaluationConfig,
+    PretrainingDataConfig,
+    PtxConfig,
 )
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
@@ -50,11 +60,14 @@ from megarlhf.config.schema.sampling import (
 
 __all__ = [
     "REQUIRED",
+    "AgentConfig",
     "AlgorithmConfig",
     "ClusterConfig",
     "CriticConfig",
     "DPOConfig",
     "DistillationLossConfig",
+    "EMAConfig",
+    "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
     "ModelConfig",
@@ -65,9 +78,12 @@ __all__ = [
     "ParallelConfig",
     "PreferenceDataConfig",
     "PreferenceLossConfig",
+    "PretrainingDataConfig",
     "PromptDataConfig",
+    "PtxConfig",
     "RLConfig",
     "RMConfig",
+    "ReferenceConfig",
     "RewardConfig",
     "RewardLossConfig",
     "RolloutConfig",

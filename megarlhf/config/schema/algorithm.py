@@ -68,3 +68,10 @@ class CriticConfig:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
     warmup_rollouts: int = 0  # first rollouts, from which only the critic learns
     export: bool = False  # write it beside the model at the end
+
+
+@dataclass(frozen=True)
+class ReferenceConfig:
+    """The reference on ranks of its own: see cluster.reference_ranks."""
+
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -63,6 +63,9 @@ class TrainConfig:
     save_every: int = 0  # steps between checkpoints; 0: only at the end and on a signal
     keep_checkpoints: int = 2
     eval_every: int = 0  # steps between evaluations; always before the first and after the last
+    best_metric: str | None = None  # e.g. eval_accuracy: the checkpoint with the best one is kept
+    best_is: Literal["highest", "lowest"] = "highest"  # which value of it
+    max_skipped_steps: int = 3  # optimizer steps in a row whose loss or gradient is not finite
     seed: int = 1
     resume: bool = True  # go on from the newest checkpoint in output.dir
 
@@ -74,3 +77,4 @@ class OutputConfig:
     dir: str = REQUIRED
     tensorboard: bool = True
     sampled_rollouts: int = 8  # rollouts a step that are kept for the report
+    export_best: bool = False  # write the model of train.best_metric into output.dir/best, too

@@ -27,6 +27,7 @@ class PromptDataConfig:
     max_prompt_tokens: int = 1024
     overlong_prompts: Literal["error", "drop"] = "error"
     shuffle: bool = True
+    curriculum: bool = False  # prefer prompts that are sometimes solved, by measured pass rates
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class RolloutConfig:
     expert_parallel: bool = False  # mixtures: whole experts on each rank, instead of parts of all
     placement: Literal["separate", "colocated"] = "separate"  # colocated: by turns on the same GPUs
     dtype: Literal["float32", "bfloat16"] | None = None  # None: the trained model's
+    async_steps: int = 0  # most steps that sampling runs ahead of training; 0: they take turns
     prompts_per_step: int = 128
     samples_per_prompt: int = 8
     temperature: float = 1.0
@@ -51,5 +52,7 @@ class StreamConfig:
     bucket_mib: int = 32  # what is sent at a time; two such buckets exist at most
     verify: Literal["always", "first", "never"] = "first"  # compare the engines' weights by hashes
     verify_every: int = 50  # with first: after this many updates again; 0: never again
-    during_generation: Literal["wait", "abort", "keep"] = "wait"  # what becomes of running requests
+    during_generation: Literal["wait", "abort", "keep"] | None = (
+        None  # what becomes of running requests; null: keep where sampling runs ahead, else wait
+    )
     restarts: int = 3  # times that a run replaces an engine that died or does not answer

@@ -1,0 +1,177 @@
+"""Passes of one model over packed micro-batches: who gets what, Megatron's schedule, what comes out."""
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+
+from megarlhf.data import dealing, packing
+from megarlhf.data.records import MicroBatch
+from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.models.rotary import PackedLayout
+from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel import context
+from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+from megarlhf.parallel.topology import Topology
+
+if TYPE_CHECKING:
+    from megatron.core.process_groups_config import ProcessGroupCollection
+
+
+class Passes:
+    """How one model is run; every method that runs it is collective over its ranks.
+
+    Args:
+        spec: The model.
+        model: This rank's chunks of it, wrapped for data parallelism where it is trained.
+        topology: The layout.
+        groups: Its process groups.
+        rank: This rank.
+        device: Where it computes.
+        micro_batch_tokens: Most tokens a packed forward pass holds.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        model: list[Any],
+        topology: Topology,
+        groups: "ProcessGroupCollection",
+        rank: int,
+        device: torch.device,
+        micro_batch_tokens: int,
+    ) -> None:
+        self.spec, self.topology, self.groups = spec, topology, groups
+        self.place, self.device = topology.coordinates(rank), device
+        self.micro_batch_tokens = micro_batch_tokens
+        self._model = model
+
+    @property
+    def pad_to_multiple(self) -> int:
+        """Sequences are padded to this: tp cuts a rank's tokens, context parallelism a sequence."""
+        multiple = self.topology.tp if self.topology.sequence_parallel else 1
+        return multiple * (2 * self.topology.cp if self.topology.cp > 1 else 1)
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank has the model's output."""
+        return self.place.pp == self.topology.pp - 1
+
+    @property
+    def _multiple_of(self) -> int:
+        return self.topology.pp if self.topology.vpp > 1 else 1
+
+    def filled(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> tuple[list[TokenSequence], list[tuple[int, ...]]]:
+        """As many groups as can always be dealt; see `dealing.filled`."""
+        return dealing.filled(sequences, groups, self.topology.dp * self._multiple_of)
+
+    def shares(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[list[list[int]]]:
+        """Which sequences are in which micro-batch of which data-parallel rank."""
+        lengths = [len(sequence.token_ids) for sequence in sequences]
+        return dealing.partition(
+            [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
+            dp_size=self.topology.dp,
+            max_tokens=self.micro_batch_tokens,
+            multiple_of=self._multiple_of,
+            groups=groups,
+        )
+
+    def micro_batches(
+        self,
+        sequences: Sequence[TokenSequence],
+        groups: Sequence[tuple[int, ...]] | None = None,
+    ) -> list[MicroBatch]:
+        """This data-parallel rank's share, packed."""
+        return [
+            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple)
+            for indices in self.shares(sequences, groups)[self.place.dp]
+        ]
+
+    def run(self, batches: list[MicroBatch], consume: Any, *, forward_only: bool) -> list[Any]:
+        """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
+        from megatron.core.pipeline_parallel import get_forward_backward_func
+
+        batches = [context.local_part(batch, self.groups.cp).to(self.device) for batch in batches]
+
+        def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
+            batch = next(iterator)
+            layout = PackedLayout(batch.lengths, batch.position_ids, max(batch.lengths))
+            output = model(
+                input_ids=batch.token_ids[None],
+                position_ids=batch.position_ids[None],
+                attention_mask=None,
+                packed_seq_params=layout,
+                padding_mask=self._padding_mask(batch, model),
+            )
+            return output, lambda output, **kwargs: consume(output, batch, **kwargs)
+
+        iterators = [iter(batches) for _ in self._model]
+        outputs = get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators if len(iterators) > 1 else iterators[0],
+            model=self._model if len(self._model) > 1 else self._model[0],
+            num_microbatches=len(batches),
+            seq_length=self.micro_batch_tokens,
+            micro_batch_size=1,
+            forward_only=forward_only,
+            collect_non_loss_data=forward_only,
+        )
+        if self.spec.num_experts:
+            from megarlhf.models.mixture import forget_last_pass
+
+            for chunk in self._model:
+                forget_last_pass(chunk)
+        return outputs
+
+    def _padding_mask(self, batch: MicroBatch, model: Any) -> torch.Tensor | None:
+        """bool [1, T] for a mixture's auxiliary losses: padding is routed, but does not count."""
+        if not self.spec.num_experts:
+            return None
+        mask = batch.padding
+        inner = getattr(model, "module", model)
+        if self.topology.sequence_parallel and not inner.pre_process:
+            # The first stage's model cuts the mask itself; the later ones do not.
+            mask = mask.chunk(self.topology.tp)[self.place.tp]
+        return mask[None]
+
+    def token_outputs(
+        self,
+        output: torch.Tensor,
+        batch: MicroBatch,
+        temperature: float | torch.Tensor,
+        *,
+        with_entropy: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """[T] in fp32 or wider: the targets' log-probabilities, or a scalar head's values."""
+        if self.spec.scalar_head is not None:
+            values = output.flatten()
+            return values.to(torch.promote_types(values.dtype, torch.float32)), None
+        return vocab_parallel_logprobs(
+            output.view(-1, output.shape[-1]),
+            batch.targets,
+            vocab_size=self.spec.vocab_size,
+            group=self.groups.tp,
+            temperature=temperature,
+            with_entropy=with_entropy,
+        )
+
+    def sum_metrics(
+        self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
+    ) -> dict[str, float]:
+        """Sums of what the micro-batches of all ranks have measured; the same on every rank."""
+        total = torch.zeros(len(names), dtype=torch.float64)
+        if self.is_last_stage and self.place.tp == 0:
+            for output in outputs:
+                total += torch.stack([output[name].double().cpu() for name in names])
+        total = total.to(self.device)
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))

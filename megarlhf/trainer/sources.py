@@ -1,0 +1,53 @@
+"""Where a run's rollouts come from: made in turn with training, or ahead of it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from megarlhf.cluster.engine_group import EngineGroup
+from megarlhf.cluster.turns import Separate
+from megarlhf.config.schema import RLConfig
+from megarlhf.trainer.agent_sampling import Sampler
+from megarlhf.trainer.ahead import Ahead
+from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
+
+
+@contextmanager
+def rollouts_of(
+    config: RLConfig,
+    inputs: RLInputs,
+    sampler: Sampler,
+    engines: EngineGroup,
+    turns: Separate,
+    phase: Phase,
+    note: Callable[[str], None],
+) -> Iterator[InTurn | Ahead]:
+    """As ``rollout.async_steps`` says.
+
+    Args:
+        config: The run's configuration.
+        inputs: Its prompts and rewards.
+        sampler: Samples.
+        engines: Sample, themselves or for the sampler.
+        turns: Of engines and trainer.
+        phase: Times the main thread.
+        note: Tells the user something.
+    """
+    maker = RolloutMaker(config, inputs, sampler, turns)
+    if config.rollout.async_steps == 0:
+        yield InTurn(maker, phase)
+        return
+    if config.algorithm.correction == "none":
+        note(
+            "algorithm.correction=none: tokens sampled from older weights are trained on as if they "
+            "were the actor's own"
+        )
+
+    def give_up() -> None:
+        inputs.reward.cancel()
+        sampler.cancel()
+        engines.end()
+
+    with Ahead(maker.make, config.rollout.async_steps, inputs.total_steps, phase, give_up) as ahead:
+        engines.repairs = ahead.on_main_thread
+        yield ahead

@@ -1,0 +1,31 @@
+"""Commands with a driver: who keeps their processes, Ray or the ranks that torchrun started."""
+
+from collections.abc import Callable
+from typing import Any
+
+from megarlhf.cluster import launched
+from megarlhf.cluster.processes import Opener
+from megarlhf.config.schema import RLConfig
+from megarlhf.trainer import generation
+from megarlhf.trainer import rl as reinforcement
+
+
+def rl(config: RLConfig) -> dict[str, Any]:
+    """``megarlhf rl``; returns the run's summary, on the driver."""
+    return _run(reinforcement.train, config)
+
+
+def generate(config: RLConfig) -> dict[str, Any]:
+    """``megarlhf generate``; returns the run's summary, on the driver."""
+    return _run(generation.generate, config)
+
+
+def _run(command: Callable[[RLConfig, Opener], dict[str, Any]], config: RLConfig) -> dict[str, Any]:
+    if not launched.started_by_torchrun():
+        from megarlhf.cluster.ray_cluster import ray_cluster  # Ray is loaded only where it is used
+
+        return command(config, ray_cluster)
+    with launched.torchrun() as processes:
+        if processes is None:
+            return {}  # this rank did what the driver asked for
+        return command(launched.everywhere(config, processes.world), processes.open)
