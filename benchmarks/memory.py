@@ -21,11 +21,13 @@ class Watch:
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
 
-    def stop(self) -> float:
-        """MiB at most, beyond what there was at the beginning."""
+    def stop(self) -> tuple[float, float]:
+        """MiB now and at most, beyond what there was at the beginning."""
         self._done.set()
         self._thread.join()
-        return (max(self._most, self._pages()) - self._before) / PAGES_PER_MIB
+        now = self._pages()
+        most = max(self._most, now)
+        return (now - self._before) / PAGES_PER_MIB, (most - self._before) / PAGES_PER_MIB
 
     def _look(self) -> None:
         while not self._done.wait(PERIOD_S):

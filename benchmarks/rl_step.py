@@ -102,7 +102,7 @@ def prepared(size: str, directory: Path, options: argparse.Namespace) -> Case:
 
 
 def measured(size: str, case: Case, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Medians over the steps of all turns."""
+    """The best step of all turns: the one least disturbed by a machine's other work."""
     steps: dict[str, list[dict[str, float]]] = {name: [] for name in options.ways}
     lengths = {}
     for _ in range(options.turns):
@@ -110,11 +110,11 @@ def measured(size: str, case: Case, options: argparse.Namespace) -> list[dict[st
             with tempfile.TemporaryDirectory() as directory:
                 found, lengths[name] = WAYS[name](case, Path(directory))
             steps[name] += found[1:]
+            print(
+                f"{size}, {name}: steps of {[round(one['step'], 2) for one in found]} s", flush=True
+            )
     samples = case.prompts_per_step * case.samples
-    seconds = {
-        name: {part: statistics.median(one[part] for one in of_way) for part in of_way[0]}
-        for name, of_way in steps.items()
-    }
+    seconds = {name: min(of_way, key=lambda one: one["step"]) for name, of_way in steps.items()}
     base = seconds.get("TRL", {}).get("step")
     return [
         {

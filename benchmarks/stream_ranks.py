@@ -17,6 +17,7 @@ from tests.models.tiny import read_tensors, stand_ins
 from tests.rollout.engine_process import CPU, EngineProcess, Process, answer_calls
 
 TIMEOUT_S = 60
+END = ("_inlet", "_plan", "_landing")  # what a receiver has of one link
 
 
 class Rank:
@@ -49,8 +50,8 @@ class Rank:
         """Begin to watch this process's own memory."""
         self._watch = Watch(anonymous=True)
 
-    def most_mib(self) -> float:
-        """At most, beyond what it had."""
+    def watched(self) -> tuple[float, float]:
+        """See `Watch.stop`."""
         return self._watch.stop()
 
 
@@ -81,11 +82,11 @@ class Ranks:
         joining = self.engine.start("join_stream", info.as_dict())
         self.call("connect", info)
         self.engine.wait(joining)
-        self.engine.call(keep_inlet, transport)
+        self.engine.call(keep_end, transport)
 
     def update(self, transport: str) -> None:
         """One update over one of the transports."""
-        self.engine.call(use_inlet, transport)
+        self.engine.call(use_end, transport)
         receiving = self.engine.start("update_weights", 1)
         errors = self.call("send", transport)
         assert not any(errors), errors
@@ -109,20 +110,21 @@ def _serve(connection: Any, path: Path, topology: Topology, rank: int) -> None:
     answer_calls(connection, Rank(path, topology, rank))
 
 
-def keep_inlet(engine: Any, transport: str) -> None:
+def keep_end(engine: Any, transport: str) -> None:
     """Runs in the engine: remember the end that it has joined last."""
 
     def keep(worker: Any) -> None:
-        receiver = worker.weight_transfer_engine
-        worker.kept = {**getattr(worker, "kept", {}), transport: receiver._inlet}
+        found = vars(worker.weight_transfer_engine)
+        ends = getattr(worker, "ends", {})
+        worker.ends = {**ends, transport: {name: found[name] for name in END}}
 
     engine._llm.collective_rpc(keep)
 
 
-def use_inlet(engine: Any, transport: str) -> None:
+def use_end(engine: Any, transport: str) -> None:
     """Runs in the engine: take that end from here on."""
 
     def use(worker: Any) -> None:
-        worker.weight_transfer_engine._inlet = worker.kept[transport]
+        vars(worker.weight_transfer_engine).update(worker.ends[transport])
 
     engine._llm.collective_rpc(use)

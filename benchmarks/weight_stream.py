@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["90M"])
     parser.add_argument("--linears", nargs="+", default=["plain", "packed"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--link-gb-s", type=float, default=50.0, help="of each rank, one direction")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -137,7 +137,7 @@ def exact_bytes() -> list[dict[str, Any]]:
 
 
 def updates(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of an update, the ways in turns."""
+    """Seconds of an update at best, the ways in turns."""
     rows = []
     for size, linears, ranks in itertools.product(options.sizes, options.linears, options.ranks):
         with tempfile.TemporaryDirectory() as directory:
@@ -167,12 +167,15 @@ def _updates(
             process.call(watch)
             trainer.call("watch")
             ways[name] = join()
+            kept, _ = process.call(watched)  # as long as the engine is joined
+            process.call(watch)
             ways[name]()
-            extra[name] = process.call(most_mib), max(trainer.call("most_mib"))
+            _, most = process.call(watched)
+            extra[name] = kept + most, max(most for _, most in trainer.call("watched"))
         copies = [torch.zeros_like(tensor) for tensor in tensors.values()]
         pairs = list(zip(copies, tensors.values(), strict=True))
         ways[FLOOR] = lambda: [target.copy_(source) for target, source in pairs]
-        seconds = take_turns(ways, rounds=rounds, warmup=1)
+        seconds = take_turns(ways, rounds=rounds, warmup=1, of=min)
     finally:
         process.close()
         trainer.close()
@@ -204,8 +207,8 @@ def watch(engine: Any) -> None:
     engine.watch = Watch(anonymous=False)
 
 
-def most_mib(engine: Any) -> float:
-    """Runs in the engine: at most, beyond what it had."""
+def watched(engine: Any) -> tuple[float, float]:
+    """Runs in the engine: see `Watch.stop`."""
     return engine.watch.stop()
 
 

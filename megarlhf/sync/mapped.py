@@ -24,11 +24,10 @@ class Memory(Protocol):
     """How tensors are shared between processes of one node."""
 
     def publish(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
-        """Make memory of this process open to others.
+        """Make memory of this process open to others; the tensors' ``data`` are in it then.
 
         Returns:
-            The tensors, with their values, in the memory that is shared, and a description for
-            `attach` (JSON).
+            That memory, as tensors, and a description for `attach` (JSON).
         """
 
     def attach(self, description: Any) -> dict[str, torch.Tensor]:
@@ -142,11 +141,9 @@ class MappedInlet:
         self._targets = Targets(plan, landing, dtype)
         if self._targets.padded:
             raise ValueError(f"{self._targets.padded}: padding of what is packed is not cleared")
-        live = {name: landing.live(name).data for name in self._targets.live}
+        live = {name: landing.live(name) for name in self._targets.live}
         slots = self._targets.new_slots(device)
         self._tensors, description = memory.publish({**live, **slots})
-        for name in live:
-            landing.live(name).data = self._tensors[name]
         said = {"memory": description, "staged": self._targets.staged}
         link.write(f"memory{worker[1]}", json.dumps(said))
         self._signals.wait(self._senders)

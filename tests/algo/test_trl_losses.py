@@ -31,9 +31,13 @@ ROWS = 6
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from megarlhf.demo.model import make_tokenizer
+    from megarlhf.demo.model import USER, make_tokenizer
 
-    return make_tokenizer()
+    made = make_tokenizer()
+    made.pad_token = (
+        USER  # not the EOS: a sequence classifier looks for the last token that is no padding
+    )
+    return made
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +111,9 @@ def of_trl(name, directory, model, tokenizer, rows, columns, **settings):
 
 
 def gradients(loss, model):
-    found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    found = torch.autograd.grad(
+        loss, list(model.parameters()), allow_unused=True, retain_graph=True
+    )
     return torch.cat([part.flatten() for part in found if part is not None])
 
 
