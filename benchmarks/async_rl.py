@@ -105,6 +105,7 @@ def command(options: argparse.Namespace, ahead: int, seed: int, out: Path) -> li
         "cluster.actor_ranks=1",
         "algorithm.max_logprob_gap=null",
         "algorithm.correction=tis",
+        "algorithm.correction_low=0",
         "output.tensorboard=false",
         "train.save_every=0",
         f"train.eval_every={options.eval_every}",
