@@ -46,6 +46,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
             "ptx.batch_size",
+            "cluster.nodes",
+            "cluster.gpus_per_node",
             "cluster.actor_ranks",
             "cluster.critic_ranks",
             "cluster.reference_ranks",

@@ -14,6 +14,7 @@ from megarlhf.config.schema.algorithm import (
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -72,6 +73,7 @@ __all__ = [
     "KDConfig",
     "KTOConfig",
     "LoraConfig",
+    "MachinesConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

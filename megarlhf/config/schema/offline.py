@@ -5,6 +5,7 @@ from typing import Literal
 
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -78,6 +79,7 @@ class OfflineConfig:
     data: RowDataConfig = field(default_factory=RowDataConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: MachinesConfig = field(default_factory=MachinesConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

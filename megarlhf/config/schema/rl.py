@@ -4,7 +4,13 @@ from dataclasses import dataclass, field
 
 from megarlhf.config.schema.agent import AgentConfig
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig, ReferenceConfig
-from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
+from megarlhf.config.schema.common import (
+    MachinesConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
 from megarlhf.config.schema.data import PromptDataConfig
 from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
 from megarlhf.config.schema.lora import LoraConfig
@@ -12,7 +18,7 @@ from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamC
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(MachinesConfig):
     """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one.
 
     Under torchrun every model has all of its ranks, and shares them: docs/placement.md.
