@@ -7,10 +7,10 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 INSTALL = $(VENV)/bin/python -m pip install --disable-pip-version-check --no-deps -q
 STAMP = $(VENV)/.installed
 
-.PHONY: help venv demo test lint format clean
+.PHONY: help venv demo test lint format clean cluster-packages
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 venv: $(STAMP) ## make .venv with everything pinned in requirements/ (3 GB, under 2 minutes)
 
@@ -34,6 +34,10 @@ test: lint ## lint, then every test that this machine can run
 lint: venv ## check style and formatting
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+
+cluster-packages: ## install Debian's Slurm, munge, iproute2 and shellcheck, for the tests of launch/ (root)
+	apt-get -qq update
+	DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends slurm-wlm munge iproute2 shellcheck
 
 format: venv ## rewrite files to the project's style
 	$(VENV)/bin/ruff check --fix .

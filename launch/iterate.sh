@@ -39,8 +39,7 @@ setting() { # the words of a file or of a setting
 while [[ $# -gt 0 ]]; do
     case $1 in
     --model | --out | --rounds)
-        need_value "${@:1:2}"
-        printf -v "${1#--}" %s "$2"
+        store "${@:1:2}"
         shift 2
         ;;
     --nproc) need_value "${@:1:2}" && nproc=(--nproc "$2") && shift 2 ;;

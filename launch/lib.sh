@@ -1,7 +1,10 @@
 # shellcheck shell=bash
-# What torchrun.sh and slurm.sbatch share. Source it after `set -euo pipefail`; the script defines usage().
+# shellcheck disable=SC2034 # used by the scripts
+# What every script here shares. Source it after `set -euo pipefail` and PROGRAM=...; the script defines usage().
 
-ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+LAUNCH=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+ROOT=$(dirname "$LAUNCH")
+INTERRUPTED=130 # the exit status of a run that was asked to stop, has saved and can go on
 
 say() { echo "$PROGRAM: $*" >&2; }
 
@@ -28,6 +31,13 @@ need_number() {
     fi
 }
 
+# store OPTION [VALUE]: puts the value of --some-option into the variable some_option.
+store() {
+    need_value "$@"
+    local name=${1#--}
+    printf -v "${name//-/_}" %s "$2"
+}
+
 # Prints the interpreter: $PYTHON, else the checkout's .venv, else python3.
 find_python() {
     local python=${PYTHON:-}
@@ -45,19 +55,56 @@ show() {
     echo "${line:1}"
 }
 
-# run_child WORD...: runs a command, passes TERM and INT on to it, waits for it, returns its status.
-# Both arrive as TERM: bash starts background commands with INT ignored.
-run_child() {
-    local child='' signalled='' status
-    trap 'signalled=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM INT
-    "$@" &
-    child=$!
-    [[ -z $signalled ]] || kill -TERM "$child"
-    while :; do
-        signalled='' status=0
-        wait "$child" || status=$?
-        [[ -n $signalled ]] || break # a trap cuts `wait` short; the child is still there
+# log_folder WORD...: where a run's logs go by default: logs/ in its output.dir, if the words set it.
+log_folder() {
+    local word folder=megarlhf-logs
+    for word; do
+        [[ $word != output.dir=* ]] || folder=${word#*=}/logs
     done
-    trap - TERM INT
+    echo "$folder"
+}
+
+# --- the run as a child -----------------------------------------------------------------------
+#
+# The ranks are not reached by signals: torchrun, srun or a container is between. MEGARLHF_STOP_FILE names
+# a file; that it exists asks the run to stop after its step; when it has saved it writes the step into it.
+
+SIGNALLED='' # the signal that asked the run to stop
+
+# shellcheck disable=SC2317 # run by a trap
+ask_to_stop() {
+    SIGNALLED=$1
+    [[ -e $MEGARLHF_STOP_FILE ]] || say "$1: the run will save and stop after this step"
+    touch "$MEGARLHF_STOP_FILE"
+}
+
+# run_stoppable FILE WORD...: runs a command, its standard error to the end of FILE (-: as it is), waits for it and
+# returns its status. TERM, HUP, USR1 and INT ask the run to stop; a second INT (Ctrl-C) ends it at once. TERM itself stays away
+# from the launcher below us, which would pass it on, wait for a short while and kill.
+run_stoppable() {
+    local errors=$1 child='' again status
+    shift
+    trap 'again=1; ask_to_stop TERM' TERM
+    trap 'again=1; ask_to_stop HUP' HUP
+    trap 'again=1; ask_to_stop USR1' USR1
+    trap 'again=1; [[ -z $child || $SIGNALLED != INT ]] || kill -QUIT -- "-$child" 2>/dev/null; ask_to_stop INT' INT
+    (
+        trap '' TERM HUP USR1
+        [[ $errors == - ]] || exec 2>>"$errors"
+        exec setsid "$@" # a group of its own: Ctrl-C reaches this script only
+    ) &
+    child=$!
+    while :; do
+        again='' status=0
+        wait "$child" || status=$?
+        [[ -n $again ]] || break # a trap cuts `wait` short; the child is still there
+    done
+    trap - TERM HUP USR1 INT
     return "$status"
 }
+
+# was_stopped: whether the run was interrupted, and has saved.
+was_stopped() { [[ -s $MEGARLHF_STOP_FILE ]]; }
+
+# show_failure FOLDER: prints what the first rank that failed said last; the ranks' logs are under FOLDER.
+show_failure() { "${PYTHON:-python3}" "$LAUNCH/first_failure.py" "$1" >&2 || true; }

@@ -6,7 +6,7 @@ PROGRAM=torchrun.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 usage() {
-    cat <<'EOF'
+    cat <<'EOT'
 usage: launch/torchrun.sh [options] -- COMMAND [arguments]
 
   launch/torchrun.sh --nproc 2 -- sft --config configs/FILE.yaml optimizer.lr=1e-5
@@ -15,25 +15,25 @@ COMMAND is rl, generate, sft, rm, prm, dpo, kto or kd; what follows goes to mega
 
   --nproc N         processes on this node (default: its GPUs, else 1)
   --nnodes N        nodes (default 1); run the same line on each, with its own --node-rank
-  --node-rank R     this node, from 0 (needed when N > 1)
+  --node-rank R     this node, from 0 (default: SLURM_NODEID; needed when N > 1)
   --master-addr A   address of node 0 that the others reach (needed when N > 1)
   --master-port P   free port on node 0 (default 29500; on one node torchrun picks a free one)
-  --log-dir DIR     one file per rank under DIR; only the node's first rank still prints here
+  --log-dir DIR     gets a folder a start with one file per rank (default: logs in the line's output.dir,
+                    else megarlhf-logs); only the node's first rank still prints here
   --dry-run         print the command and stop
   -h, --help        print this and stop
 
 PYTHON chooses the interpreter (default: the checkout's .venv, else python3).
-TERM and INT end the run in order; the exit status is torchrun's.
-EOF
+TERM, HUP or Ctrl-C: the run saves after its step and ends with status 130; the same line goes on from there. A
+second Ctrl-C ends it at once. When a rank fails the status is 1, and what the first one said is shown last.
+EOT
 }
 
 nproc='' nnodes=1 node_rank='' master_addr='' master_port='' log_dir='' dry_run=''
 while [[ $# -gt 0 ]]; do
     case $1 in
     --nproc | --nnodes | --node-rank | --master-addr | --master-port | --log-dir)
-        need_value "${@:1:2}"
-        name=${1#--}
-        printf -v "${name//-/_}" %s "$2"
+        store "${@:1:2}"
         shift 2
         ;;
     --dry-run) dry_run=1 && shift ;;
@@ -60,6 +60,7 @@ if ((10#$nnodes == 1)); then
     # The loopback address, because the machine's own name need not resolve.
     launcher+=(--standalone --local-addr=127.0.0.1)
 else
+    : "${node_rank:=${SLURM_NODEID:-}}"
     [[ -n $node_rank ]] || wrong "--nnodes $nnodes needs --node-rank"
     [[ -n $master_addr ]] || wrong "--nnodes $nnodes needs --master-addr"
     need_number --node-rank "$node_rank" 0 $((10#$nnodes - 1))
@@ -67,13 +68,29 @@ else
     launcher+=("--nnodes=$nnodes" "--node-rank=$node_rank"
         "--master-addr=$master_addr" "--master-port=$master_port")
 fi
-[[ -z $log_dir ]] || launcher+=("--log-dir=$log_dir" --redirects=3 --tee=0:3)
-launcher+=(-m megarlhf "$@")
+[[ -n $log_dir ]] || log_dir=$(log_folder "$@")
+logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node$((10#${node_rank:-0}))
+# Ranks write to files, the first one here too. torchrun does not pass signals on: see lib.sh; QUIT is for urgency.
+launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT
+    --shutdown-timeout=5 -m megarlhf "$@")
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} # ranks share the cores
+# shellcheck disable=SC2016 # torchrun replaces it, by the empty --role: no prefix before the lines printed here
+export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='$role_name'
+inner=${MEGARLHF_STOP_FILE:-} # set by the launcher that runs this script on each node
+export MEGARLHF_STOP_FILE=${inner:-$logs/stop}
 if [[ -n $dry_run ]]; then
-    show "OMP_NUM_THREADS=$OMP_NUM_THREADS" "${launcher[@]}"
+    show "OMP_NUM_THREADS=$OMP_NUM_THREADS" "MEGARLHF_STOP_FILE=$MEGARLHF_STOP_FILE" "${launcher[@]}"
     exit 0
 fi
-[[ -z $log_dir ]] || say "logs of each rank: $log_dir/*/attempt_*/RANK/{stdout,stderr}.log"
-run_child "${launcher[@]}"
+mkdir -p "$logs" || fail "cannot make $logs: choose --log-dir"
+[[ -n $inner ]] || say "logs of each rank: $logs/*/attempt_*/RANK/{stdout,stderr}.log"
+status=0
+run_stoppable "$logs/torchrun.log" "${launcher[@]}" || status=$?
+[[ -z $inner ]] || exit "$status"
+if ((status == 0)) && was_stopped; then
+    say "stopped after step $(<"$MEGARLHF_STOP_FILE"), and saved: the same line goes on"
+    exit "$INTERRUPTED"
+fi
+((status == 0)) || show_failure "$logs"
+exit "$status"

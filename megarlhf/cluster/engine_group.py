@@ -35,7 +35,6 @@ class EngineGroup:
         members: The engines' handles, by number.
         version: Of the weights that they sample from; None until the first update.
         restarts: Engines replaced so far.
-        before_stream: Called before weights are sent, for a trainer that has put them away.
         repairs: Runs what it is given, and returns then: a repair, found to be needed while sampling,
             which calls the trainer's ranks.
     """
@@ -52,14 +51,13 @@ class EngineGroup:
         environment = engine_environment(
             rollout.kv_cache_gib, on_gpu=processes.on_gpu, packed=rollout.packed_weights
         )
-        # Several calls at a time: an update may come while it samples.
-        self._recipe = Recipe(VllmEngine, (settings,), environment, concurrency=4)
+        # Several calls at a time: rollouts, an evaluation and an update.
+        self._recipe = Recipe(VllmEngine, (settings,), environment, concurrency=8)
         self.members: dict[int, Any] = {}
         for number in range(rollout.engines):
             self.members[number] = processes.engine(number, self._recipe)
         self.version: int | None = None
         self.restarts = 0
-        self.before_stream: Callable[[], None] = lambda: None
         self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
         self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream, processes)
@@ -94,10 +92,10 @@ class EngineGroup:
                 )
                 for number, member in asked.items()
             }
-            found, lost = self._failures_of(shares, self._config.rollout.timeout_s)
+            found, lost = self.failures_of(shares, self._config.rollout.timeout_s)
             answers |= found
             if lost:
-                self.repairs(partial(self._replace_asked, lost, asked))
+                self.repair(lost, asked)
         return [answers[i % count][i // count] for i in range(len(prompts))]
 
     # -- weights ----------------------------------------------------------------------------------
@@ -111,14 +109,13 @@ class EngineGroup:
         self.version = version
         # One that died since the last update would keep the trainer's ranks waiting.
         there = {number: member.process_id.remote() for number, member in self.members.items()}
-        _, lost = self._failures_of(there, self._config.cluster.stream_timeout_s)
+        _, lost = self.failures_of(there, self._config.cluster.stream_timeout_s)
         self.replace(lost, f"before the update to version {version}")
         return self._stream(sorted(set(self.members) - set(lost)))
 
     def _stream(self, numbers: list[int]) -> int:
         if not numbers:
             return 0
-        self.before_stream()
         receiving = {n: self.members[n].update_weights.remote(self.version) for n in numbers}
         # A rank that waits in vain ends by itself, after stream_timeout_s for each engine at most.
         sent = self._trainer.run("stream", numbers)
@@ -129,7 +126,7 @@ class EngineGroup:
             if on_rank[number].error is not None
         }
         rest = {number: call for number, call in receiving.items() if number not in lost}
-        lost |= self._failures_of(rest, self._config.cluster.stream_timeout_s)[1]
+        lost |= self.failures_of(rest, self._config.cluster.stream_timeout_s)[1]
         if alive := {number: self.members[number] for number in rest if number not in lost}:
             self._verification.after_update(self._trainer, alive)
         self.replace(lost, f"in the update to version {self.version}")
@@ -148,6 +145,23 @@ class EngineGroup:
         )
 
     # -- faults -----------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Nothing to cancel: see `end`."""
+
+    def member(self, number: int) -> Any:
+        """An engine's handle, once it has its weights."""
+        with self._replacing:
+            return self.members[number]
+
+    def repair(self, lost: dict[int, str], asked: dict[int, Any]) -> None:
+        """Replace engines that gave no answer; from the thread that samples.
+
+        Args:
+            lost: Number to what happened.
+            asked: The handles that were asked, by number.
+        """
+        self.repairs(partial(self._replace_asked, lost, asked))
 
     def end(self) -> None:
         """End all engines: what waits for them fails."""
@@ -196,7 +210,8 @@ class EngineGroup:
         ready = [member.ready.remote() for member in members.values()]
         wait_for_all(ready, self._processes, self._config.cluster.start_timeout_s)
 
-    def _failures_of(
+    def failures_of(
         self, calls: dict[int, Any], timeout_s: float
     ) -> tuple[dict[int, Any], dict[int, str]]:
+        """What calls of engines returned, by engine, and why the others did not: see `lost_engines`."""
         return failures_of(calls, timeout_s, self._processes)

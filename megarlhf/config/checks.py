@@ -6,6 +6,7 @@ names the key and what to change. Whether a model's architecture is supported is
 say, and whether an algorithm exists and what it asks of the settings for `algo`.
 """
 
+from megarlhf.config.agent_checks import check_scoring
 from megarlhf.config.async_checks import check_async
 from megarlhf.config.data_checks import check_data
 from megarlhf.config.layout_checks import (
@@ -15,12 +16,13 @@ from megarlhf.config.layout_checks import (
     check_shares,
 )
 from megarlhf.config.learning_checks import check_best_offline, check_learning
+from megarlhf.config.lora_checks import check_lora, check_lora_in_rl
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
 from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.ranges import check_ranges, check_required
-from megarlhf.config.reward_checks import check_reward, models_by_name
+from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import OfflineConfig, ParallelConfig, RLConfig
 from megarlhf.errors import UserError
 
@@ -34,7 +36,8 @@ def check_rl(config: RLConfig) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
-    check_reward(config.reward)
+    check_lora_in_rl(config)
+    check_scoring(config)
     check_rollout_batch(config)
     check_async(config)
     model = read_model_config(config.model.path)
@@ -100,6 +103,7 @@ def check_offline(config: OfflineConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_lora(config.lora, config.model)
     check_evaluation(config)
     check_best_offline(config)
     check_loss(config)

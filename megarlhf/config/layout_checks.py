@@ -169,6 +169,17 @@ def check_world(parallel: ParallelConfig, world_size: int, world_name: str, key:
         )
 
 
+def replicas(parallel: ParallelConfig, world_size: int) -> int:
+    """The number of data-parallel ranks."""
+    return world_size // (parallel.tensor * parallel.pipeline * parallel.context)
+
+
+def dealt_in(parallel: ParallelConfig, world_size: int) -> int:
+    """Sequences of a number that is a multiple of this can always be dealt to the ranks."""
+    interleaved = parallel.pipeline if parallel.virtual_pipeline > 1 else 1
+    return replicas(parallel, world_size) * interleaved
+
+
 def check_shares(
     sequences: int,
     where: str,
@@ -185,8 +196,7 @@ def check_shares(
         parallel: The layout, of ``world_size`` ranks.
         micro_batch_tokens: ``train.micro_batch_tokens``.
     """
-    ranks = world_size // (parallel.tensor * parallel.pipeline * parallel.context)
-    stride = ranks * (parallel.pipeline if parallel.virtual_pipeline > 1 else 1)
+    ranks, stride = replicas(parallel, world_size), dealt_in(parallel, world_size)
     each = " with interleaved pipeline stages" if stride > ranks else ""
     if sequences < stride:
         raise UserError(

@@ -5,7 +5,7 @@ micro-batch, V vocabulary, H hidden size. Token ids are host integers until a mi
 """
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -30,23 +30,51 @@ class Prompt:
     label: Any = None
 
 
+@dataclass(frozen=True)
+class Episode:
+    """What is known of how an agent's sample came about.
+
+    Attributes:
+        turns: How often the model was asked.
+        ended: ``done``: the environment or the program said so; ``turns``, ``tokens``: a limit was
+            reached; ``failed``: see ``failure``.
+        logs: What the agent reports as ``extra_logs``, by name.
+        counts: Further counts, by name.
+        retries: How often it was begun again.
+        failure: Why it has no reward, with its prompt.
+    """
+
+    turns: int
+    ended: Literal["done", "turns", "tokens", "failed"]
+    logs: dict[str, list[float]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    retries: int = 0
+    failure: str = ""
+
+
 @dataclass
 class Sample:
-    """One response that an engine sampled.
+    """One response that an engine sampled, or an agent's episode.
 
     Attributes:
         prompt: What was answered.
-        response_ids: The very ids that were sampled, the stop token included. Length R >= 1.
+        response_ids: The very ids that were sampled, the stop token included, and between them, in
+            an agent's, those of its environment. Length R >= 1; the last was sampled.
         rollout_logprobs: log p of each sampled id under the sampler's own distribution (after
-            temperature), nats, fp32. Length R.
+            temperature), nats, fp32; 0 at an environment's. Length R.
         policy_version: Version of the weights that sampled it (its first token, if several did).
         finish_reason: ``"stop"`` (a stop token was sampled) or ``"length"`` (cut at the limit).
-        text: ``response_ids`` decoded without special tokens; for rewards and people, never trained on.
+        text: ``response_ids`` decoded, without special tokens unless an environment's are among them;
+            for rewards and people, never trained on.
         reward: Scalar score; None until scored.
         score: For filtering prompts by difficulty, usually 0 to 1: what the reward's source gives as
             ``scores``, else the reward. None until scored.
         version_spans: Which versions made which tokens: version and the position behind its last
             token, in order; the last position is R.
+        mask: 1 where the id was sampled, 0 where it is an environment's, length R; None: all were.
+        earlier: Further sequences of the same episode, in time: those that this one does not extend.
+            Their reward is this one's.
+        episode: How an agent's sample came about; None for any other.
     """
 
     prompt: Prompt
@@ -58,6 +86,21 @@ class Sample:
     reward: float | None = None
     score: float | None = None
     version_spans: list[tuple[int, int]] = field(default_factory=list)
+    mask: list[int] | None = None
+    earlier: list["Sample"] = field(default_factory=list)
+    episode: Episode | None = None
+
+    @property
+    def parts(self) -> list["Sample"]:
+        """All sequences of it, in time."""
+        return [*self.earlier, self]
+
+    @property
+    def sampled(self) -> int:
+        """How many tokens the policy chose, in all its parts."""
+        return sum(
+            len(part.response_ids) if part.mask is None else sum(part.mask) for part in self.parts
+        )
 
 
 @dataclass

@@ -1,17 +1,13 @@
 """The user's Python file with ``reward_func``: load it, call it."""
 
-import importlib.util
 import inspect
-import sys
-import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 from megarlhf.errors import UserError
 from megarlhf.rewards.returned import read_returned
 from megarlhf.rewards.scorer import Batch, CallFailed, Scores
+from megarlhf.rewards.user_module import line_of, load_module
 
 RewardFunction = Callable[[list[str], list[str], list[Any]], Any]
 SUBJECT = "reward_func"
@@ -23,17 +19,9 @@ def load_reward_function(path: str) -> RewardFunction:
     Raises:
         UserError: The file does not run, or defines no such function of three arguments.
     """
-    file = Path(path)
-    spec = importlib.util.spec_from_file_location("megarlhf_user_reward", file)
-    if spec is None or spec.loader is None or not file.is_file():
-        raise UserError("no such Python file", where=path, fix="set reward.function to a .py file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up there
-    try:
-        with _importable(file.resolve().parent):
-            spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # a script's sys.exit() must not end the run unsaid
-        raise UserError(f"the reward file does not run: {error!r}", where=path) from error
+    module = load_module(
+        path, "megarlhf_user_reward", setting="reward.function", subject="reward file"
+    )
     function = getattr(module, SUBJECT, None)
     if not callable(function):
         raise UserError(
@@ -50,23 +38,6 @@ def load_reward_function(path: str) -> RewardFunction:
     return function
 
 
-@contextmanager
-def _importable(directory: Path) -> Iterator[None]:
-    """Modules of a directory come first while the file is imported, and last from then on.
-
-    So its own imports mean its neighbours, and a neighbour that is called like a library does not
-    stand in the way of what this process imports later.
-    """
-    entry = str(directory)
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        sys.path.remove(entry)
-        if entry not in sys.path:
-            sys.path.append(entry)
-
-
 async def call_reward_function(function: RewardFunction, batch: Batch) -> Scores:
     """Call ``reward_func``, plain or ``async``, for a batch.
 
@@ -79,11 +50,5 @@ async def call_reward_function(function: RewardFunction, batch: Batch) -> Scores
         if inspect.isawaitable(returned):
             returned = await returned
     except (Exception, SystemExit) as error:
-        raise CallFailed(f"{SUBJECT} raised {error!r:.300}{_line_of(error)}") from error
+        raise CallFailed(f"{SUBJECT} raised {error!r:.300}{line_of(error)}") from error
     return read_returned(returned, len(batch), SUBJECT)
-
-
-def _line_of(error: BaseException) -> str:
-    """Where it was raised, below this file."""
-    frames = traceback.extract_tb(error.__traceback__)[1:]
-    return f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""

@@ -18,6 +18,7 @@ class Tally:
         values: By metric: ``reward_from_NAME``, the rewards of a source before its weight, and
             ``extra_NAME_KEY``, what it reports as ``extra_logs``.
         failure: Why one of the dropped samples has no reward, with its prompt.
+        setting: By which they are dropped.
     """
 
     samples: int = 0
@@ -25,6 +26,7 @@ class Tally:
     retries: int = 0
     values: dict[str, list[float]] = field(default_factory=dict)
     failure: str = ""
+    setting: str = "reward.on_failure=drop"
 
     def add(self, other: "Tally") -> None:
         """Take in another batch's."""
@@ -34,6 +36,7 @@ class Tally:
         for name, values in other.values.items():
             self.values.setdefault(name, []).extend(values)
         self.failure = self.failure or other.failure
+        self.setting = other.setting
 
     def check(self, limit: int) -> None:
         """Refuse to go on once ``limit`` samples are dropped.
@@ -44,7 +47,7 @@ class Tally:
         if self.dropped >= limit:
             raise UserError(
                 f"{self.dropped} of {self.samples} responses could not be scored; {self.failure}",
-                where="reward.on_failure=drop",
+                where=self.setting,
                 fix="see that the function or servers work; the newest checkpoint is intact",
             )
 

@@ -2,11 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
-import socket
-import subprocess
-import sys
 from concurrent.futures import Executor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -14,16 +9,11 @@ from typing import Any
 from megarlhf.errors import UserError
 from megarlhf.rewards.function_file import SUBJECT
 from megarlhf.rewards.scorer import Batch, CallFailed, Scores
-
-LOAD_TIMEOUT_S = 600.0  # the file may load a model when it is imported
-WAIT_S = 3.0  # for a process that has closed its socket, until it is gone
+from megarlhf.rewards.user_process import LOAD_TIMEOUT_S, UserProcess
 
 
 class WorkerProcess:
     """One process that has loaded a reward function. One call at a time.
-
-    Not `multiprocessing`'s: those import the main module again, and either may not have children
-    of their own (which reward functions like to start) or outlive a parent that was killed.
 
     Args:
         path: The reward's file.
@@ -33,7 +23,7 @@ class WorkerProcess:
 
     def __init__(self, path: str, timeout_s: float, threads: Executor) -> None:
         self._path, self._timeout_s, self._threads = path, timeout_s, threads
-        self._process: subprocess.Popen | None = None
+        self._process: UserProcess | None = None
 
     async def start(self) -> None:
         """Start the process and let it load the function.
@@ -43,16 +33,7 @@ class WorkerProcess:
         """
         if self._process is not None:
             return
-        ours, theirs = socket.socketpair()
-        with theirs:
-            arguments = [str(theirs.fileno()), self._path, str(self._timeout_s)]
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "megarlhf.rewards.worker", *arguments],
-                stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(),),
-                start_new_session=True,  # a group to kill as a whole; Ctrl-C is for the owner
-            )
-        self._socket, self._connection = ours, Connection(os.dup(ours.fileno()))
+        self._process = UserProcess("megarlhf.rewards.worker", self._path, str(self._timeout_s))
         try:
             error = await self._answer(LOAD_TIMEOUT_S)
         except CallFailed as failure:
@@ -78,41 +59,28 @@ class WorkerProcess:
     def kill(self) -> None:
         """End the process and all that it started."""
         process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        with contextlib.suppress(OSError):  # a thread that still waits reads the end of it
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        if process is not None:
+            process.kill()
 
     async def _answer(self, timeout_s: float, batch: Batch | None = None) -> Any:
         """What the process sends next, to a batch if there is one; where it does not, kill it."""
-        loop = asyncio.get_running_loop()
-        talk = loop.run_in_executor(self._threads, _exchange, self._connection, batch)
+        assert self._process is not None
+        process, loop = self._process, asyncio.get_running_loop()
+        talk = loop.run_in_executor(self._threads, _exchange, process.connection, batch)
         try:
             async with asyncio.timeout(timeout_s):
                 return await asyncio.shield(talk)
         except TimeoutError:
             raise CallFailed(f"{SUBJECT} did not return within {timeout_s:g} s") from None
         except (EOFError, OSError):
-            raise CallFailed(f"{SUBJECT} ended its process ({self._exit_status()})") from None
+            raise CallFailed(f"{SUBJECT} ended its process ({process.ending()})") from None
         finally:
             # Also when this wait was cancelled: the answer must not be taken for the next call's.
             if not talk.done() or talk.exception() is not None:
                 self.kill()
                 with contextlib.suppress(EOFError, OSError):
                     await talk
-                self._connection.close()
-
-    def _exit_status(self) -> str:
-        assert self._process is not None
-        try:
-            code = self._process.wait(WAIT_S)
-        except subprocess.TimeoutExpired:
-            return "it closed its socket"
-        return signal.Signals(-code).name if code < 0 else f"exit status {code}"
+                process.connection.close()
 
 
 def _exchange(connection: Connection, batch: Batch | None) -> Any:

@@ -74,28 +74,61 @@ class VllmEngine:
         Returns:
             For each prompt, ``sampling.samples`` samples.
         """
+        params = [
+            self._params(prompt, sampling, seed)
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+        requests = [_tokens_of(prompt) for prompt in prompts]
+        outputs = self._generation.run(requests, params)
+        return self._samples(prompts, outputs)
+
+    def begin(self, client: str, turns: Sequence[tuple[int, Prompt, Sampling, int]]) -> None:
+        """Begin to sample one response each; `collect` returns them.
+
+        Args:
+            client: Who asks.
+            turns: A key, what to answer, how, with what seed.
+        """
+        self._generation.begin(
+            client,
+            [
+                (_tokens_of(prompt), self._params(prompt, sampling, seed), (key, prompt))
+                for key, prompt, sampling, seed in turns
+            ],
+        )
+
+    def collect(self, client: str) -> list[tuple[int, Sample]]:
+        """A client's responses with their keys, as soon as some are there.
+
+        None where none is on its way.
+        """
+        found = self._generation.collect(client)
+        samples = self._samples(
+            [prompt for (_, prompt), _ in found], [output for _, output in found]
+        )
+        return [(key, sample) for ((key, _), _), (sample,) in zip(found, samples, strict=True)]
+
+    def _params(self, prompt: Prompt, sampling: Sampling, seed: int) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        params = [
-            SamplingParams(
-                n=sampling.samples,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=min(
-                    sampling.max_new_tokens, self._settings.max_length - len(prompt.token_ids)
-                ),
-                seed=seed if sampling.temperature > 0 else None,
-                stop_token_ids=self._stop_ids,
-                logprobs=0,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-        requests = [{"prompt_token_ids": list(prompt.token_ids)} for prompt in prompts]
-        outputs = self._generation.run(requests, params)
+        return SamplingParams(
+            n=sampling.samples,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=min(
+                sampling.max_new_tokens, self._settings.max_length - len(prompt.token_ids)
+            ),
+            seed=seed if sampling.temperature > 0 else None,
+            stop_token_ids=self._stop_ids,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # as numbers, not an object a token
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _samples(self, prompts: Sequence[Prompt], outputs: Sequence[Any]) -> list[list[Sample]]:
         responses = [choice for output in outputs for choice in output.outputs]
         texts = iter(
             self._tokenizer.batch_decode(
@@ -114,7 +147,7 @@ class VllmEngine:
             prompt=prompt,
             response_ids=ids,
             rollout_logprobs=[
-                step[token].logprob for token, step in zip(ids, choice.logprobs, strict=True)
+                logprob for _, logprob in zip(ids, choice.logprobs.logprobs, strict=True)
             ],
             policy_version=int(choice.weight_versions[0].version),
             finish_reason=choice.finish_reason,
@@ -150,12 +183,16 @@ class VllmEngine:
     # -- memory -----------------------------------------------------------------------------------
 
     def sleep(self) -> None:
-        """Give back the memory of weights and KV cache, whose values are lost.
+        """Give back the memory of weights and KV cache, whose values are lost unless they are kept.
 
         On a CPU vLLM gives back nothing; the sequence is the same.
         """
-        self._llm.sleep(level=2)
+        self._llm.sleep(level=1 if self._settings.sleeps_with_weights else 2)
 
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""
         self._llm.wake_up(tags=[part])
+
+
+def _tokens_of(prompt: Prompt) -> dict[str, list[int]]:
+    return {"prompt_token_ids": list(prompt.token_ids)}

@@ -34,6 +34,7 @@ class Generation:
         self._open: dict[str, tuple[Any, Any]] = {}
         self._finished: dict[str, Any] = {}
         self._renamed: dict[str, str] = {}
+        self._begun: dict[str, tuple[str, Any]] = {}  # not collected yet: client and key
 
     def run(self, requests: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         """vLLM's outputs, in order."""
@@ -54,6 +55,29 @@ class Generation:
                 self._running -= 1
                 self._state.notify_all()
 
+    def begin(self, client: str, requests: Sequence[tuple[Any, Any, Any]]) -> None:
+        """Add a client's requests, which `collect` gives back; each with its parameters and a key."""
+        with self._between_steps():
+            self._state.wait_for(lambda: not self._updates)
+            for request, params, key in requests:
+                self._begun[self._add(request, params)] = client, key
+
+    def collect(self, client: str) -> list[tuple[Any, Any]]:
+        """Key and output of a client's requests, as soon as some are finished; none if none is open.
+
+        It has to be called until all are back: an update that waits for requests waits for these.
+        """
+        while True:
+            with self._state:
+                self._state.wait_for(self._may_step)
+                self._begun = {self._current(name): of for name, of in self._begun.items()}
+                own = [name for name, (asked_by, _) in self._begun.items() if asked_by == client]
+                done = [name for name in own if name in self._finished]
+                if done or not own:
+                    self._state.notify_all()
+                    return [(self._begun.pop(n)[1], self._finished.pop(n)) for n in done]
+                self._step()
+
     @contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is computed meanwhile; afterwards nothing that was cached counts."""
@@ -62,7 +86,7 @@ class Generation:
         with self._between_steps():
             try:
                 if self._mode == "wait":
-                    self._state.wait_for(lambda: not self._running)
+                    self._state.wait_for(self._at_rest)
                 elif self._mode == "abort":
                     self._engine.abort_request(list(self._open))
                 yield
@@ -90,6 +114,9 @@ class Generation:
 
     def _may_step(self) -> bool:
         return not self._wanted and (self._mode == "wait" or not self._updates)
+
+    def _at_rest(self) -> bool:
+        return not self._running and self._begun.keys() <= self._finished.keys()
 
     def _add(self, request: Any, params: Any) -> str:
         self._count += 1

@@ -13,28 +13,41 @@ from megarlhf.algo.kl_coefficient import KLCoefficient
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.reward_shaping import RunningMoments, shaped_rewards
 from megarlhf.config.schema import AlgorithmConfig
+from megarlhf.data.dealing import filled
 from megarlhf.data.records import Sample
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.trainer.rows import Rows
 
 
-def as_sequences(groups: Sequence[Sequence[Sample]]) -> list[TokenSequence]:
-    """One sequence a sample: the very ids that were sampled.
+def as_sequences(groups: Sequence[Sequence[Sample]], multiple: int = 1) -> list[TokenSequence]:
+    """One sequence a sample: the very ids that were sampled. An agent's sample may be several.
 
     Args:
         groups: For each prompt its samples, as many for each.
+        multiple: Where a sample is several sequences, some of which nothing is trained on are added
+            up to a multiple of this, so that they can be dealt to the ranks.
 
     Returns:
         Sequences in the order of the samples, group by group, with the field ``rollout_logprobs``,
-        0 on the prompt.
+        0 on the prompt and where an environment's tokens are, which are not trained on.
     """
-    return [_sequence(sample) for group in groups for sample in group]
+    samples = [sample for group in groups for sample in group]
+    sequences = [_sequence(part) for sample in samples for part in sample.parts]
+    if len(sequences) == len(samples):
+        return sequences
+    more, _ = filled(sequences, None, multiple)
+    added = more[len(sequences) :]
+    return sequences + [
+        TokenSequence(one.token_ids, one.loss_mask, dict(one.fields)) for one in added
+    ]
 
 
 def _sequence(sample: Sample) -> TokenSequence:
     before = [0.0] * len(sample.prompt.token_ids)
+    mask = [1] * len(sample.response_ids) if sample.mask is None else sample.mask
     return TokenSequence(
         token_ids=[*sample.prompt.token_ids, *sample.response_ids],
-        loss_mask=before + [1.0] * len(sample.response_ids),
+        loss_mask=before + [float(sampled) for sampled in mask],
         fields={"rollout_logprobs": before + sample.rollout_logprobs},
     )
 
@@ -85,23 +98,22 @@ class CreditAssignment:
             sequences: Theirs, with ``old_logprobs`` and ``reference_logprobs`` where the KL is in
                 the reward and ``old_values`` where the algorithm has a critic.
         """
-        mask = _padded([sequence.loss_mask for sequence in sequences])
+        rows = Rows(groups, sequences)
         scores = Scores(
-            outcome=self._outcomes(groups, mask),
-            per_token=self._token_rewards(sequences, mask),
-            mask=mask,
-            values=_field(sequences, "old_values") if self._algorithm.needs_critic else None,
+            outcome=self._outcomes(groups, rows.mask),
+            per_token=self._token_rewards(rows),
+            mask=rows.mask,
+            values=rows.field("old_values") if self._algorithm.needs_critic else None,
         )
         credit = self._algorithm.estimate(scores, self._config)
         advantages = normalized_over_batch(
-            credit.advantages, mask, self._config.advantage_normalization
+            credit.advantages, rows.mask, self._config.advantage_normalization
         )
-        _set_field(sequences, "advantages", advantages)
+        rows.set_field("advantages", advantages)
         if credit.returns is not None:
-            _set_field(sequences, "returns", credit.returns)
-        for sequence in sequences:
-            weight = loss_weight(self._config, round(sum(sequence.loss_mask)))
-            sequence.fields["loss_weight"] = [weight * trained for trained in sequence.loss_mask]
+            rows.set_field("returns", credit.returns)
+        trained = rows.mask.sum(1).tolist()
+        rows.set_weights([loss_weight(self._config, round(tokens)) for tokens in trained])
 
     def _outcomes(self, groups: Sequence[Sequence[Sample]], mask: torch.Tensor) -> torch.Tensor:
         rewards = [[sample.reward for sample in group] for group in groups]
@@ -116,16 +128,12 @@ class CreditAssignment:
             self._moments,
         )
 
-    def _token_rewards(
-        self, sequences: Sequence[TokenSequence], mask: torch.Tensor
-    ) -> torch.Tensor:
+    def _token_rewards(self, rows: Rows) -> torch.Tensor:
         """-coefficient * KL at each token, where the KL is in the reward."""
         if self._config.kl_in != "reward" or self._config.kl_coef == 0:
-            return torch.zeros_like(mask)
-        old, reference = (
-            _field(sequences, name) for name in ("old_logprobs", "reference_logprobs")
-        )
-        return -self.kl.value * mask * estimate_kl(old, reference, self._config.kl_estimator)
+            return torch.zeros_like(rows.mask)
+        old, reference = rows.field("old_logprobs"), rows.field("reference_logprobs")
+        return -self.kl.value * rows.mask * estimate_kl(old, reference, self._config.kl_estimator)
 
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint."""
@@ -137,26 +145,12 @@ class CreditAssignment:
         self._moments.load_state_dict(state["rewards"])
 
 
-def _padded(rows: Sequence[list[float]]) -> torch.Tensor:
-    """float64 [B, L], 0 beyond each row's end."""
-    tensors = [torch.tensor(row, dtype=torch.float64) for row in rows]
-    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
-
-
-def _field(sequences: Sequence[TokenSequence], name: str) -> torch.Tensor:
-    return _padded([sequence.fields[name] for sequence in sequences])
-
-
-def _set_field(sequences: Sequence[TokenSequence], name: str, values: torch.Tensor) -> None:
-    for sequence, row in zip(sequences, values.tolist(), strict=True):
-        sequence.fields[name] = row[: len(sequence.token_ids)]
-
-
 def rollout_metrics(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     """What a person wants to know about a batch of samples.
 
-    ``reward`` (mean), ``reward_std``, ``response_length`` (mean, tokens), ``truncated`` (share cut
-    at the limit), ``groups_without_signal`` (share of prompts whose samples all got one reward).
+    ``reward`` (mean), ``reward_std``, ``response_length`` (mean, sampled tokens), ``truncated``
+    (share cut at the limit), ``groups_without_signal`` (share of prompts whose samples all got one
+    reward).
     """
     samples = [sample for group in groups for sample in group]
     rewards = torch.tensor([float(sample.reward or 0.0) for sample in samples])
@@ -164,7 +158,7 @@ def rollout_metrics(groups: Sequence[Sequence[Sample]]) -> dict[str, float]:
     return {
         "reward": rewards.mean().item(),
         "reward_std": rewards.std(correction=0).item(),
-        "response_length": sum(len(sample.response_ids) for sample in samples) / len(samples),
+        "response_length": sum(sample.sampled for sample in samples) / len(samples),
         "truncated": sum(sample.finish_reason == "length" for sample in samples) / len(samples),
         "groups_without_signal": sum(flat) / len(groups),
     }
@@ -177,6 +171,9 @@ def largest_gap(sequences: Sequence[TokenSequence]) -> dict[str, float]:
     """
     if "old_logprobs" not in sequences[0].fields:
         return {}
-    apart = _field(sequences, "old_logprobs") - _field(sequences, "rollout_logprobs")
-    mask = _padded([sequence.loss_mask for sequence in sequences])
-    return {"logprob_gap_max": (apart.abs() * mask).max().item()}
+    largest = 0.0
+    for sequence in sequences:
+        fields = (sequence.fields[name] for name in ("old_logprobs", "rollout_logprobs"))
+        for old, rollout, trained in zip(*fields, sequence.loss_mask, strict=True):
+            largest = max(largest, abs(old - rollout) * trained)
+    return {"logprob_gap_max": largest}

@@ -33,6 +33,7 @@ from megarlhf.report import jsonl
 from megarlhf.report.progress import Progress
 from megarlhf.rewards.sources import rewards_of
 from megarlhf.rollout.settings import Sampling
+from megarlhf.trainer.agent_sampling import refuse_agents
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import (
@@ -49,7 +50,14 @@ SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"
 
 def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
+    refuse_agents(config, "generate")
     checks.check_rl(config)
+    if config.lora.is_on:
+        raise UserError(
+            "nothing is trained here, and adapters are not loaded",
+            where="lora",
+            fix="merge them first (megarlhf merge-lora), and set model.path to the result",
+        )
     spec = read_language_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
@@ -91,7 +99,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
                             break
         summary = _select(directory.path)
         progress.table([(name, f"{value:.4g}") for name, value in summary.items()])
-        return {**summary, "interrupted": stopped}
+        return {**summary, "steps": len(jsonl.read(file)), "interrupted": stopped}
 
 
 def plain_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from megarlhf.agents.rewards import AgentRewards
 from megarlhf.algo import registry
 from megarlhf.algo.registry import Algorithm
 from megarlhf.algo.rules import check_algorithm
@@ -17,12 +18,13 @@ from megarlhf.data.curriculum import prompt_stream
 from megarlhf.data.prompts import PromptStream, load_prompts
 from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
-from megarlhf.rewards.sources import rewards_of
 from megarlhf.sync.engine_layout import check_streamable
+from megarlhf.trainer.agent_sampling import scoring_of
 from megarlhf.trainer.ptx import PretrainingRows
 
 
@@ -32,6 +34,7 @@ class RLInputs:
 
     Attributes:
         spec: The model.
+        tokenizer: Its.
         algorithm: The registry's row.
         reward: What scores the samples; checked, not started.
         stream: Training prompts, in their order.
@@ -41,8 +44,9 @@ class RLInputs:
     """
 
     spec: ModelSpec
+    tokenizer: PreTrainedTokenizerBase
     algorithm: Algorithm
-    reward: Rewards
+    reward: Rewards | AgentRewards
     stream: PromptStream
     eval_sets: dict[str, list[Prompt]]
     ptx: PretrainingRows | None
@@ -62,6 +66,7 @@ def prepare(config: RLConfig) -> RLInputs:
     check_streamable(spec, engine_topology(config))
     topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
     topology.layers_of(spec.num_layers, 0)
+    adapters_of(config.lora, spec, topology, config.train.seed)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
     eval_sets = {
@@ -77,10 +82,10 @@ def prepare(config: RLConfig) -> RLInputs:
         steps = stream.steps_for(config.train.epochs, config.rollout.prompts_per_step)
     if algorithm.needs_critic:
         check_critic(config, tokenizer)
-    reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
-    reward.check()
+    reward = scoring_of(config, reward_tokenizers(config, tokenizer))
     return RLInputs(
         spec=spec,
+        tokenizer=tokenizer,
         algorithm=algorithm,
         reward=reward,
         stream=stream,

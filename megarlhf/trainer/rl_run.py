@@ -17,6 +17,7 @@ from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
+from megarlhf.trainer.agent_sampling import samplers_of
 from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.evaluation import Evaluation
@@ -27,6 +28,7 @@ from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
 from megarlhf.trainer.sources import rollouts_of
 from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
+from megarlhf.trainer.updates import sequences_in
 
 
 class RLRun:
@@ -41,6 +43,7 @@ class RLRun:
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
+        sequences_in: See `updates.sequences_in`.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class RLRun:
         self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
+        self.sequences_in = sequences_in(config, has_critic=inputs.algorithm.needs_critic)
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -89,15 +93,15 @@ class RLRun:
             self.turns = turns_of(
                 config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
             )
+            inputs = self.inputs
+            sampler, self._evaluator = self._exit.enter_context(
+                samplers_of(config, inputs.tokenizer, inputs.spec.vocab_size, self.engines)
+            )
             self._rollouts = self._exit.enter_context(
-                rollouts_of(config, self.inputs, self.engines, self.turns, self.phase, note)
+                rollouts_of(config, inputs, sampler, self.engines, self.turns, self.phase, note)
             )
             self.evaluation = Evaluation(
-                config,
-                self.inputs.eval_sets,
-                self._generate,
-                self.inputs.reward,
-                self.log.evaluation,
+                config, inputs.eval_sets, self._generate, inputs.reward, self.log.evaluation
             )
             self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
         return self
@@ -149,7 +153,7 @@ class RLRun:
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights, if they are, into every engine."""
         sent = self.turns.update(self.step + 1) if self._has_learned else 0
-        self._rollouts.has_weights(self.step + 1)
+        self._rollouts.has_weights(self.step + 1, self.engines.version)
         return {"stream_bytes": float(sent)} if self._has_learned else {}
 
     def finish_step(self, rollout: Rollout, metrics: dict[str, float]) -> None:
@@ -209,7 +213,7 @@ class RLRun:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample]]:
         self.turns.sample()
-        return self.engines.generate(prompts, sampling, seeds)
+        return self._evaluator.generate(prompts, sampling, seeds)
 
     def _check_gap(self, gap: float) -> None:
         limit = self.config.algorithm.max_logprob_gap

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megarlhf.algo.filtering import groups_with_signal
-from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.turns import Separate
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
+from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.rl_inputs import RLInputs
 
 Phase = Callable[[str], AbstractContextManager[None]]  # times its block under a name
@@ -41,15 +41,15 @@ class RolloutMaker:
     Args:
         config: The run's configuration.
         inputs: Its prompts and rewards.
-        engines: They sample.
-        turns: Told before they do.
+        sampler: The engines, or an agent that asks them.
+        turns: Told before they sample.
     """
 
     def __init__(
-        self, config: RLConfig, inputs: RLInputs, engines: EngineGroup, turns: Separate
+        self, config: RLConfig, inputs: RLInputs, sampler: Sampler, turns: Separate
     ) -> None:
         self._config, self._inputs = config, inputs
-        self._engines, self._turns = engines, turns
+        self._sampler, self._turns = sampler, turns
         self._sampling = Sampling(
             samples=config.rollout.samples_per_prompt,
             temperature=config.rollout.temperature,
@@ -94,7 +94,7 @@ class RolloutMaker:
         again = f"-{rounds}" if rounds else ""
         seeds = random.Random(f"{self._config.train.seed}-{number}{again}")
         self._turns.sample()
-        return self._engines.generate(
+        return self._sampler.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
 
@@ -125,8 +125,8 @@ class InTurn:
         """The rollout to train on now."""
         return self._maker.make(number, self._phase)
 
-    def has_weights(self, version: int) -> None:
-        """The engines sample from this version now."""
+    def has_weights(self, step: int, version: int) -> None:
+        """The engines sample from the weights behind this step now, which have this version."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """A checkpoint is written meanwhile: nothing comes in between anyway."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.turns import Separate
 from megarlhf.config.schema import RLConfig
+from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
@@ -15,6 +16,7 @@ from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
 def rollouts_of(
     config: RLConfig,
     inputs: RLInputs,
+    sampler: Sampler,
     engines: EngineGroup,
     turns: Separate,
     phase: Phase,
@@ -25,12 +27,13 @@ def rollouts_of(
     Args:
         config: The run's configuration.
         inputs: Its prompts and rewards.
-        engines: They sample.
+        sampler: Samples.
+        engines: Sample, themselves or for the sampler.
         turns: Of engines and trainer.
         phase: Times the main thread.
         note: Tells the user something.
     """
-    maker = RolloutMaker(config, inputs, engines, turns)
+    maker = RolloutMaker(config, inputs, sampler, turns)
     if config.rollout.async_steps == 0:
         yield InTurn(maker, phase)
         return
@@ -42,6 +45,7 @@ def rollouts_of(
 
     def give_up() -> None:
         inputs.reward.cancel()
+        sampler.cancel()
         engines.end()
 
     with Ahead(maker.make, config.rollout.async_steps, inputs.total_steps, phase, give_up) as ahead:

@@ -16,12 +16,12 @@ def staleness(groups: Sequence[Sequence[Sample]], version: int) -> dict[str, flo
         ``staleness_mean`` and ``staleness_max`` over all sampled tokens.
     """
     total = tokens = oldest = 0
-    for group in groups:
-        for sample in group:
-            begin = 0
-            for made_by, end in sample.version_spans:
-                total += (end - begin) * (version - made_by)
-                oldest = max(oldest, version - made_by)
-                begin = end
-            tokens += begin
+    for part in (part for group in groups for sample in group for part in sample.parts):
+        begin = 0
+        for made_by, end in part.version_spans:
+            sampled = end - begin if part.mask is None else sum(part.mask[begin:end])
+            total += sampled * (version - made_by)
+            tokens += sampled
+            oldest = max(oldest, version - made_by)
+            begin = end
     return {"staleness_mean": total / tokens, "staleness_max": float(oldest)}

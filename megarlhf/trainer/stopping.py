@@ -1,8 +1,13 @@
-"""Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once."""
+"""Ctrl-C and SIGTERM ask a run to stop after the step it is in; a second one stops it at once.
+
+So does the file of a launcher (`megarlhf/launcher.py`), which reaches every rank.
+"""
 
 import signal
 import time
 from types import FrameType, TracebackType
+
+from megarlhf import launcher
 
 ECHO_S = 1.0  # in which torchrun passes on to its ranks what a terminal has sent to them already
 
@@ -30,7 +35,7 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __bool__(self) -> bool:
-        return self._asked
+        return self._asked or launcher.asked_to_stop()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self._asked and time.monotonic() - self._when < ECHO_S:

@@ -1,10 +1,12 @@
 """The optimizer steps that a rollout gives a model on its ranks."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from megarlhf.algo.minibatches import minibatches
 from megarlhf.cluster.worker_group import WorkerGroup
+from megarlhf.config.layout_checks import dealt_in
 from megarlhf.config.schema import OptimizerConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.loss import TokenLoss
@@ -94,3 +96,18 @@ class RolloutUpdates:
             self._skipped.see(step.name, step.sequences, metrics)
             found.append(metrics)
         return mean_of_taken(found)
+
+
+def sequences_in(config: RLConfig, *, has_critic: bool) -> int:
+    """A rollout of a multiple of so many sequences can be cut into updates and dealt to the ranks.
+
+    Args:
+        config: The run's configuration.
+        has_critic: Whether there is one to deal to.
+    """
+    cluster = config.cluster
+    dealt = [dealt_in(config.model.parallel, cluster.actor_ranks)]
+    if has_critic:
+        ranks = cluster.critic_ranks or cluster.actor_ranks
+        dealt.append(dealt_in(config.critic.parallel, ranks))
+    return math.lcm(*dealt) * config.algorithm.updates_per_rollout

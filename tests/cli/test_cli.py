@@ -1,4 +1,6 @@
+import contextlib
 import errno
+import json
 import pickle
 import subprocess
 import sys
@@ -75,9 +77,34 @@ def test_as_a_process(monkeypatch):
     assert "did you mean 'rollout.engines'" in done.stderr
 
 
-@pytest.mark.parametrize(("summary", "status"), [({"steps": 3}, 0), ({"interrupted": True}, 130)])
+STOPPED = {"interrupted": True, "steps": 3}
+
+
+@pytest.mark.parametrize(("summary", "status"), [({"steps": 3}, 0), (STOPPED, 130)])
 def test_status_of_a_run(run, summary, status):
     assert run(lambda config: summary) == (status, "")
+
+
+def test_a_launcher_is_told_that_a_run_was_stopped(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("MEGARLHF_STOP_FILE", str(tmp_path / "stop"))
+    assert run(lambda config: STOPPED) == (0, "")  # any other status is a failure to torchrun
+    assert (tmp_path / "stop").read_text() == "3\n"
+
+
+@pytest.mark.parametrize("error", [ERROR, KeyError("a bug")])
+def test_a_failure_is_recorded_for_the_launcher(run, monkeypatch, tmp_path, error):
+    file = tmp_path / "error.json"
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+    monkeypatch.setenv("RANK", "5")
+    with contextlib.suppress(KeyError):
+        run(raiser(error))
+    record = json.loads(file.read_text())
+    assert record["rank"] == 5
+    text = record["message"]["message"]
+    if error is ERROR:
+        assert text == SAID.rstrip()
+    else:
+        assert text.startswith("Traceback") and text.endswith("KeyError: 'a bug'\n")
 
 
 def test_a_run_stopped_at_once(run):

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from megarlhf.agents.user_agent import load_agent
 from megarlhf.config import loader
 from megarlhf.config.checks import check_rollout_batch
 from megarlhf.config.data_checks import check_input_text
 from megarlhf.config.ranges import check_ranges
-from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.config.schema import RLConfig
+from megarlhf.plan.subject import OFFLINE
 from megarlhf.rewards.function_file import load_reward_function
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -23,9 +25,9 @@ def files(*suffixes):
 
 
 def command_of(file: Path) -> type:
-    """Files of supervised fine-tuning have "sft" in their path: sft.yaml, sft/llama3-8b.yaml."""
+    """Files are in directories named for the method; the demo's for the run, with it in their names."""
     words = re.split(r"[^a-z0-9]+", str(file.relative_to(CONFIGS)).lower())
-    return SFTConfig if "sft" in words else RLConfig
+    return next((OFFLINE[word] for word in words if word in OFFLINE), RLConfig)
 
 
 @files(".yaml", ".yml")
@@ -38,5 +40,6 @@ def test_a_configuration_is_sound_in_itself(file):
 
 
 @files(".py")
-def test_a_reward_is_callable(file):
-    load_reward_function(str(file))
+def test_a_reward_or_an_agent_is_callable(file):
+    load = load_agent if "agents" in file.parts else load_reward_function
+    load(str(file))

@@ -10,6 +10,10 @@ import pytest
 
 from megarlhf.report.metrics import MetricsLog
 
+TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
+STEPS = 4  # of `whole_run`
+TORCHRUN = Path(__file__).parents[2] / "launch" / "torchrun.sh"
+
 REWARD = """
 def reward_func(queries, prompts, labels):
     # Short answers score: something a model of random weights can learn within a few steps.
@@ -79,6 +83,38 @@ def under_torchrun(command: list[str], ranks: int) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def rows_file(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
+    words = ["one", "two", "three", "four"]
+    rows = [{"input": f"what is {a} plus {b}?", "output": f"{b} {a}"} for a in words for b in words]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return file
+
+
+@pytest.fixture(scope="session")
+def sft_command(model_dir, rows_file):
+    """Builds `sft` by launch/torchrun.sh on two ranks; later overrides win."""
+
+    def command(out: Path, *overrides: str) -> list[str]:
+        return [
+            *(str(TORCHRUN), "--nproc", "2", "--", "sft"),
+            f"model.path={model_dir}",
+            "model.dtype=float32",
+            "model.parallel.tensor=2",
+            "model.parallel.sequence=true",
+            f"data.train=json@{rows_file}",
+            "data.apply_chat_template=true",
+            "data.max_tokens=64",
+            "train.batch_size=8",
+            "optimizer.lr=1e-3",
+            f"output.dir={out}",
+            *overrides,
+        ]
+
+    return command
+
+
+@pytest.fixture(scope="session")
 def run_cli():
     def run(command: list[str], *, status: int = 0, timeout: float = 180) -> str:
         done = subprocess.run(
@@ -93,6 +129,14 @@ def run_cli():
         return done.stdout + done.stderr
 
     return run
+
+
+@pytest.fixture(scope="session")
+def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
+    """A run at TP=2 that was not interrupted."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
+    return out
 
 
 def figures(run: Path) -> list[dict]:

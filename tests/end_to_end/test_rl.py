@@ -11,21 +11,11 @@ import pytest
 import torch
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import figures, under_torchrun
+from tests.end_to_end.conftest import STEPS, TP2, figures, under_torchrun
 from tests.end_to_end.started import Started
 
-TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
-STEPS = 4
 # Measured 1e-7 to 4e-7 in fp32; the project's promise is 1e-5.
 LOGPROB_GAP = 2e-6
-
-
-@pytest.fixture(scope="module")
-def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
-    """A run at TP=2 that was not interrupted."""
-    out = tmp_path_factory.mktemp("whole") / "run"
-    run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
-    return out
 
 
 def test_sampler_and_actor_agree_after_every_update(whole_run):

@@ -1,44 +1,7 @@
 """Supervised fine-tuning as a user runs it: launch/torchrun.sh, two ranks, tensor parallelism."""
 
-import json
-from pathlib import Path
-
-import pytest
-
 from megarlhf.report.metrics import MetricsLog
 from tests.end_to_end.conftest import figures
-
-TORCHRUN = Path(__file__).parents[2] / "launch" / "torchrun.sh"
-
-
-@pytest.fixture(scope="module")
-def rows_file(tmp_path_factory) -> Path:
-    file = tmp_path_factory.mktemp("rows") / "rows.jsonl"
-    words = ["one", "two", "three", "four"]
-    rows = [{"input": f"what is {a} plus {b}?", "output": f"{b} {a}"} for a in words for b in words]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return file
-
-
-@pytest.fixture
-def sft_command(model_dir, rows_file):
-    def command(out: Path, *overrides: str) -> list[str]:
-        return [
-            *(str(TORCHRUN), "--nproc", "2", "--", "sft"),
-            f"model.path={model_dir}",
-            "model.dtype=float32",
-            "model.parallel.tensor=2",
-            "model.parallel.sequence=true",
-            f"data.train=json@{rows_file}",
-            "data.apply_chat_template=true",
-            "data.max_tokens=64",
-            "train.batch_size=8",
-            "optimizer.lr=1e-3",
-            f"output.dir={out}",
-            *overrides,
-        ]
-
-    return command
 
 
 def test_loss_falls_and_a_resumed_run_repeats_the_whole_one(tmp_path, sft_command, run_cli):

@@ -84,3 +84,43 @@ def test_an_update_that_fails_lets_others_go_on():
     with pytest.raises(ZeroDivisionError), generation.paused():
         raise ZeroDivisionError
     assert len(generation.run(["p"], [None])) == 1
+
+
+def test_begun_requests_come_back_when_they_are_finished():
+    """Those that come later begin at once; an update waits for all of them."""
+    scheduler = Scheduler()
+    generation = Generation(scheduler, "wait")
+    generation.begin("me", [("p", None, "first"), ("p", None, "second")])
+    found = []
+
+    def collect():
+        while len(found) < 3:
+            found.extend(generation.collect("me"))
+
+    collecting = threading.Thread(target=collect)
+    collecting.start()
+    while len(scheduler.open.get("1", ())) < 3:
+        threading.Event().wait(0.001)
+    generation.begin("me", [("p", None, "third")])
+    with generation.paused():
+        assert scheduler.open == {}
+        scheduler.version = 1
+    collecting.join(timeout=10)
+    assert [key for key, _ in found] == ["first", "second", "third"]
+    assert {version for _, output in found for version in output.tokens} == {0}
+    assert generation.collect("me") == []
+
+
+@pytest.mark.parametrize(("mode", "versions"), [("abort", {1}), ("keep", {0, 1})])
+def test_begun_requests_survive_an_update(mode, versions):
+    scheduler = Scheduler(begins_with=2)
+    generation = Generation(scheduler, mode)
+    generation.begin("me", [("p", None, 1), ("p", None, 2)])
+    found = []
+    collecting = threading.Thread(target=lambda: found.extend(generation.collect("me")))
+    collecting.start()
+    assert scheduler.reached.wait(20)
+    with generation.paused():
+        scheduler.version = 1
+    collecting.join(timeout=10)
+    assert [{*output.tokens} for _, output in found] == [versions] * 2

@@ -2,6 +2,7 @@ import signal
 
 import pytest
 
+from megarlhf import launcher
 from megarlhf.trainer import stopping
 from megarlhf.trainer.stopping import StopRequest
 
@@ -42,3 +43,20 @@ def test_handlers_come_back(handlers):
         assert [signal.getsignal(number) for number in SIGNALS] != handlers
     assert not stop
     assert [signal.getsignal(number) for number in SIGNALS] == handlers
+
+
+def test_the_file_of_a_launcher_asks_and_gets_the_answer(monkeypatch, tmp_path):
+    file = tmp_path / "stop"
+    monkeypatch.setenv("MEGARLHF_STOP_FILE", str(file))
+    with StopRequest() as stop:
+        assert not stop
+        file.touch()
+        assert stop
+    assert launcher.tell_stopped(12)
+    assert file.read_text() == "12\n"
+
+
+def test_without_a_launcher_nobody_is_told(monkeypatch):
+    monkeypatch.delenv("MEGARLHF_STOP_FILE", raising=False)
+    assert not StopRequest()
+    assert not launcher.tell_stopped(12)

@@ -4,6 +4,9 @@ A command's configuration is one frozen dataclass (`RLConfig`, `SFTConfig`, ...)
 sections. A key on the command line or in YAML is the dotted path of a field: ``optimizer.lr``.
 """
 
+from megarlhf.config.schema.agent import (
+    AgentConfig,
+)
 from megarlhf.config.schema.algorithm import (
     AlgorithmConfig,
     CriticConfig,
@@ -11,6 +14,7 @@ from megarlhf.config.schema.algorithm import (
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -31,6 +35,7 @@ from megarlhf.config.schema.learning import (
     PretrainingDataConfig,
     PtxConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -57,6 +62,7 @@ from megarlhf.config.schema.sampling import (
 
 __all__ = [
     "REQUIRED",
+    "AgentConfig",
     "AlgorithmConfig",
     "ClusterConfig",
     "CriticConfig",
@@ -66,6 +72,8 @@ __all__ = [
     "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
+    "LoraConfig",
+    "MachinesConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

@@ -1,0 +1,124 @@
+#!/usr/bin/env bash
+# A Ray cluster on machines without Slurm: up and down, one machine at a time.
+set -euo pipefail
+PROGRAM=ray.sh
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source-path=SCRIPTDIR source=ray_lib.sh
+source "$LAUNCH/ray_lib.sh"
+
+usage() {
+    cat <<'EOT'
+usage: launch/ray.sh up --address A [--port P]      on the first machine, whose address A the others reach
+       launch/ray.sh up --join A:P [--address B]    on every other machine
+       launch/ray.sh env                            the lines that `megarlhf rl` needs: eval "$(launch/ray.sh env)"
+       launch/ray.sh down                           on every machine: ends what `up` started there, nothing else
+
+  --port P      Ray's port on the first machine, P+1 with it (default 6379)
+  --address B   this machine's own (default: the one by which it reaches the first)
+  --dir DIR     where the cluster's token, logs and process ids are (default ~/.megarlhf/ray)
+  --wait S      seconds that Ray may take to start (default 60)
+  --dry-run     print the commands and stop
+  -h, --help    print this and stop
+
+Who has the token may run programs on the cluster. Without a common home, copy DIR/token to the other machines first.
+PYTHON chooses the interpreter (default: the checkout's .venv, else python3).
+EOT
+}
+
+action=${1:-} address='' port=6379 join='' dir=${HOME:-}/.megarlhf/ray wait=60 dry_run=''
+case $action in
+up | env | down) shift ;;
+-h | --help) usage && exit 0 ;;
+*) wrong "say up, env or down, not '$action'" ;;
+esac
+while [[ $# -gt 0 ]]; do
+    case $1 in
+    --address | --port | --join | --dir | --wait) store "${@:1:2}" && shift 2 ;;
+    --dry-run) dry_run=1 && shift ;;
+    -h | --help) usage && exit 0 ;;
+    *) wrong "unknown option '$1'" ;;
+    esac
+done
+need_number --port "$port" 1024 65534
+need_number --wait "$wait" 1 86400
+[[ -z $join || $join =~ ^[^:]+:[0-9]+$ ]] || wrong "--join takes ADDRESS:PORT, not '$join'"
+
+# runs FILE: whether the process of that .pid file is ours, on this machine. The folder may be shared by machines, and
+# a number used again.
+runs() {
+    local own pid
+    own=$(basename "$1" .pid) pid=$(<"$1")
+    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "--node-ip-address=$own "
+}
+
+folder_of() { echo "/tmp/ray-megarlhf-$1"; }
+
+environment() {
+    show export "RAY_ADDRESS=$1" RAY_AUTH_MODE=token "RAY_AUTH_TOKEN_PATH=$dir/token" RAY_USAGE_STATS_ENABLED=0
+}
+
+up() {
+    local python head ray pid deadline=$((SECONDS + wait))
+    python=$(find_python)
+    head=${join:-$address:$port}
+    if [[ -z $address ]]; then
+        [[ -n $join ]] || wrong "the first machine needs --address: the one that the others reach"
+        address=$("$python" -c 'import socket, sys
+s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); print(s.getsockname()[0])' "${join%:*}")
+    fi
+    ray_words "$address" "$head" "$(folder_of "$address")"
+    if [[ -n $dry_run ]]; then
+        environment "$head"
+        echo "$(show "${ray[@]}") &"
+        return
+    fi
+    umask 077
+    mkdir -p "$dir"
+    [[ ! -e $dir/$address.pid ]] || ! runs "$dir/$address.pid" || fail "Ray runs at $address already: 'ray.sh down' first"
+    if [[ -z $join ]]; then
+        od -An -N16 -tx1 /dev/urandom | tr -d ' \n' >"$dir/token"
+        echo "$head" >"$dir/head"
+    else
+        [[ -f $dir/token ]] || fail "no $dir/token: copy it from ${join%:*}"
+        echo "$join" >"$dir/head"
+    fi
+    eval "$(environment "$head")"
+    unset RAY_AUTH_TOKEN
+    setsid "${ray[@]}" >"$dir/$address.log" 2>&1 </dev/null &
+    pid=$!
+    echo "$pid" >"$dir/$address.pid"
+    until grep -q 'Ray runtime started' "$dir/$address.log"; do
+        kill -0 "$pid" 2>/dev/null || fail "Ray did not start: $(tail -n 5 "$dir/$address.log")"
+        ((SECONDS < deadline)) || { down && fail "Ray did not start in $wait s: see $dir/$address.log"; }
+        sleep 0.3
+    done
+    say "Ray runs at $address (log: $dir/$address.log); on the other machines: launch/ray.sh up --join $head"
+}
+
+down() {
+    local file pid deadline ended=0
+    for file in "$dir"/*.pid; do
+        if [[ ! -e $file ]] || ! runs "$file"; then continue; fi
+        pid=$(<"$file") deadline=$((SECONDS + 30))
+        if [[ -n $dry_run ]]; then
+            show kill -TERM "$pid"
+            continue
+        fi
+        kill -TERM "$pid"
+        while kill -0 "$pid" 2>/dev/null && ((SECONDS < deadline)); do sleep 0.2; done
+        ! runs "$file" || fail "Ray (process $pid) does not end: see ${file%.pid}.log"
+        rm -rf "$(folder_of "$(basename "$file" .pid)")" "$file"
+        ended=$((ended + 1))
+    done
+    [[ -n $dry_run ]] || say "ended Ray at $ended addresses of this machine"
+}
+
+case $action in
+up) up ;;
+down) down ;;
+env)
+    [[ -f $dir/head ]] || fail "no cluster in $dir: 'ray.sh up' first"
+    environment "$(<"$dir/head")"
+    ;;
+esac

@@ -1,0 +1,91 @@
+# shellcheck shell=bash
+# shellcheck disable=SC2154 # nodes, container, mounts, env_file, python, logs and log_dir are the script's
+# What a script inside a Slurm job knows of the job: its nodes, their addresses, how to run a step on them, and how to
+# go on in another life of the job. Source it after lib.sh.
+
+# list_nodes: the job's nodes, one a line.
+list_nodes() {
+    if command -v scontrol >/dev/null; then
+        scontrol show hostnames "$SLURM_JOB_NODELIST"
+    elif [[ $SLURM_JOB_NODELIST != *'['* ]]; then
+        tr , '\n' <<<"$SLURM_JOB_NODELIST"
+    else
+        fail "cannot expand the node list '$SLURM_JOB_NODELIST' without scontrol"
+    fi
+}
+
+# address_of NODE: where the others reach it. Slurm's own NodeAddr where that is an address or resolves to one, else
+# the node's name. A loopback address of a name is no use: many machines resolve their own name to one.
+address_of() {
+    local name address=''
+    if command -v scontrol >/dev/null; then
+        name=$(scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+    fi
+    : "${name:=$1}"
+    if [[ $name =~ ^[0-9]+(\.[0-9]+){3}$ ]]; then
+        address=$name
+    else
+        address=$(getent ahostsv4 "$name" | awk '$1 !~ /^127\./ { print $1; exit }') || true
+    fi
+    echo "${address:-$name}"
+}
+
+# step_words FIRST COUNT: puts into `step` the words that run a command once on each of COUNT nodes of the job, from
+# node FIRST: srun, the container, the environment file. Reads nodes, container, mounts, env_file.
+step_words() {
+    local list
+    printf -v list %s, "${nodes[@]:$1:$2}"
+    step=(srun --overlap --kill-on-bad-exit=1 --cpu-bind=none --input=none --unbuffered
+        "--nodes=$2" "--ntasks=$2" --ntasks-per-node=1 "--nodelist=${list%,}")
+    case $container in
+    '') ;;
+    *.sif)
+        step+=(apptainer exec --nv --pwd "$PWD")
+        for list in "${mounts[@]}"; do step+=(--bind "$list"); done
+        step+=("$container")
+        ;;
+    *)
+        printf -v list %s, "${mounts[@]}"
+        step+=("--container-image=$container" "--container-mounts=${list%,}" "--container-workdir=$PWD")
+        ;;
+    esac
+    # shellcheck disable=SC2016 # expanded on the node
+    [[ -z $env_file ]] || step+=(bash -c 'set -a; source "$0"; set +a; exec "$@"' "$env_file")
+}
+
+# can_use_container: Slurm has no containers without the pyxis plugin.
+can_use_container() {
+    case $container in
+    '' | *.sif) ;;
+    *) grep -q -- --container-image < <(srun --help) || fail "Slurm here has no --container-image (the pyxis plugin): \
+give --container an Apptainer image, FILE.sif" ;;
+    esac
+}
+
+# check_nodes ADDRESS...: ends the job with what is wrong where a node cannot run it. Reads python, logs.
+check_nodes() {
+    local found agreed
+    step_words 0 $#
+    found=$("${step[@]}" "$python" "$LAUNCH/check_node.py" --shared "$logs" "$@") ||
+        fail "a node is not fit for the run: see above; sbatch --exclude=NODE goes round it"
+    sort -n <<<"$found" | cut -f2,3 | tr '\t' ' ' >&2
+    agreed=$(cut -f3 <<<"$found" | sort -u | wc -l)
+    ((agreed == 1)) || fail "the nodes differ: see above"
+}
+
+# go_on_later: called when the run was stopped by the signal that comes ahead of the time limit, and has saved: puts
+# the job back into the queue, under its number; Slurm starts it again. Not if two lives in a row did no step.
+go_on_later() {
+    local done_steps before=''
+    done_steps=$(<"$MEGARLHF_STOP_FILE")
+    [[ ! -e $log_dir/stopped-after ]] || before=$(<"$log_dir/stopped-after")
+    echo "$done_steps" >"$log_dir/stopped-after"
+    [[ $done_steps != "$before" ]] ||
+        fail "the time limit is too short: no step was done since it came last (step $done_steps); raise --time"
+    trap '' TERM # requeueing ends the job's processes, this one too
+    if scontrol requeue "$SLURM_JOB_ID"; then
+        say "the time limit is near: saved after step $done_steps, and queued again"
+    else
+        say "saved after step $done_steps, but Slurm does not queue the job again: submit the same line"
+    fi
+}

@@ -1,0 +1,1 @@
+"""Multi-turn agents: environments in worker processes, and programs that use an OpenAI endpoint."""

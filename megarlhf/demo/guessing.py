@@ -1,0 +1,70 @@
+"""A game to learn in several turns: guess a number. ``python -m megarlhf.demo.guessing DIR``.
+
+It writes the demo's model with random weights (``base``), games of somebody who guesses at random
+(``sft.jsonl``, to warm it up), and the numbers to guess (``games.jsonl``, ``every_number.jsonl``).
+``configs/agents/guess.py`` is the environment.
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from megarlhf.demo.task import NUMBERS
+
+QUESTION = "what is it?"
+HIDDEN = range(1, 13)
+GUESSES = 4
+
+
+def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games: int = 768) -> None:
+    """Write the rows, which depend on the arguments alone.
+
+    ``sft.jsonl`` has rows ``{"messages"}``, ``games.jsonl`` and ``every_number.jsonl`` rows
+    ``{"question", "label"}``: every number as often, and once.
+
+    Args:
+        directory: Where to write; made if need be.
+        seed: Of the guesses at random.
+        sft_rows: Rows of ``sft.jsonl``.
+        games: Rows of ``games.jsonl``.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = random.Random(seed)
+    _write(folder / "sft.jsonl", [{"messages": _random_game(generator)} for _ in range(sft_rows)])
+    rows = [{"question": QUESTION, "label": NUMBERS[number]} for number in HIDDEN]
+    _write(folder / "every_number.jsonl", rows)
+    _write(folder / "games.jsonl", [rows[i % len(rows)] for i in range(games)])
+
+
+def _random_game(generator: random.Random) -> list[dict[str, str]]:
+    """Four wrong guesses, none of which regards what was heard before."""
+    hidden = generator.choice(HIDDEN)
+    messages = [{"role": "user", "content": QUESTION}]
+    for _ in range(GUESSES):
+        guess = generator.choice([number for number in HIDDEN if number != hidden])
+        messages.append({"role": "assistant", "content": f"it is {NUMBERS[guess]}."})
+        messages.append({"role": "user", "content": "plus" if hidden > guess else "minus"})
+    return messages[:-1]
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def main() -> None:
+    """Write the task and the model."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("directory", type=Path, help="where to write")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    from megarlhf.demo.model import make_model
+
+    write_task(arguments.directory, arguments.seed)
+    make_model(arguments.directory / "base", arguments.seed)
+
+
+if __name__ == "__main__":
+    main()
