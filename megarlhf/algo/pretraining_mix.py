@@ -79,8 +79,9 @@ class PretrainingMix:
         return self.policy.needs_entropy
 
     def temperature_at(self, batch: MicroBatch) -> torch.Tensor:
-        """fp32 [T]: 1 in the rows, elsewhere the sampler's."""
-        return torch.where(batch.fields[ROW] > 0, 1.0, self.policy.temperature)
+        """fp64 [T]: 1 in the rows, elsewhere the sampler's."""
+        own = torch.full_like(batch.fields[ROW], self.policy.temperature, dtype=torch.float64)
+        return own.masked_fill(batch.fields[ROW] > 0, 1.0)
 
     def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
         """The policy's; ``ptx_loss`` has its own."""

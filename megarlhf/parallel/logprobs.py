@@ -26,7 +26,7 @@ def vocab_parallel_logprobs(
         targets: int64 [T], global vocabulary ids.
         vocab_size: V without padding; columns beyond it take no part.
         group: Tensor-parallel group; None for a single rank.
-        temperature: Sampling temperature the probabilities are for: one, or fp32 [T].
+        temperature: Sampling temperature the probabilities are for: one, or [T].
         with_entropy: Also compute the entropy.
 
     Returns:
@@ -74,6 +74,8 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         valid = max(0, min(columns, vocab_size - start))  # the rest is padding
         dtype = _compute_dtype(logits.dtype)
         tokens = logits.shape[0]
+        if torch.is_tensor(temperature):
+            temperature = temperature.to(dtype)
 
         peak = logits.new_full((tokens,), float("-inf"), dtype=dtype)
         if valid:

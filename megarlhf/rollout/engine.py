@@ -122,7 +122,8 @@ class VllmEngine:
             ),
             seed=seed if sampling.temperature > 0 else None,
             stop_token_ids=self._stop_ids,
-            logprobs=0,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # as numbers, not an object a token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -146,7 +147,7 @@ class VllmEngine:
             prompt=prompt,
             response_ids=ids,
             rollout_logprobs=[
-                step[token].logprob for token, step in zip(ids, choice.logprobs, strict=True)
+                logprob for _, logprob in zip(ids, choice.logprobs.logprobs, strict=True)
             ],
             policy_version=int(choice.weight_versions[0].version),
             finish_reason=choice.finish_reason,
@@ -182,11 +183,11 @@ class VllmEngine:
     # -- memory -----------------------------------------------------------------------------------
 
     def sleep(self) -> None:
-        """Give back the memory of weights and KV cache, whose values are lost.
+        """Give back the memory of weights and KV cache, whose values are lost unless they are kept.
 
         On a CPU vLLM gives back nothing; the sequence is the same.
         """
-        self._llm.sleep(level=2)
+        self._llm.sleep(level=1 if self._settings.sleeps_with_weights else 2)
 
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""
