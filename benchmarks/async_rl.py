@@ -5,11 +5,12 @@
 
 Every way is a run of ``megarlhf rl`` on the demo's task, one after the other, in turns. The actor's rank
 has one core for itself and the engine another (as by ``taskset``), in every way; so what differs is only
-whether they compute at the same time. Seconds a step are taken from the end of step ``--warmup`` to the
-end of the last.
+whether they compute at the same time. A run's figures are medians over the steps behind ``--warmup``;
+seconds a step are from one step's end to the next one's.
 """
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -48,7 +49,7 @@ def main() -> None:
         for ahead, done in runs.items():
             done.append(measured(options, ahead, seed=options.seed + number))
             print(f"async_steps={ahead} seed={options.seed + number}: {done[-1]}", flush=True)
-    in_turn = statistics.median(one["s/step"] for one in runs[options.async_steps[0]])
+    in_turn = statistics.median(one["s/step"] for one in runs[min(options.async_steps)])
     rows = []
     for ahead, done in runs.items():
         medians = {key: statistics.median(one[key] for one in done) for key in done[0]}
@@ -58,29 +59,32 @@ def main() -> None:
 
 
 def measured(options: argparse.Namespace, ahead: int, seed: int) -> dict[str, float]:
-    """Figures of one run; means over the steps behind the warm-up."""
+    """Figures of one run."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         run = subprocess.Popen(command(options, ahead, seed, out), stdout=subprocess.DEVNULL)
         pinning = threading.Thread(target=keep_pinned, args=(run,))
         pinning.start()
-        status = run.wait()
-        pinning.join()
+        try:
+            status = run.wait()
+        finally:
+            run.terminate()
+            pinning.join()
         if status:
             raise SystemExit(f"the run with async_steps={ahead} ended with status {status}")
         rows = MetricsLog.read(out)
     steps = [row for row in rows if "loss" in row]
     measured = steps[options.warmup :]
     accuracies = [row["eval_accuracy"] for row in rows if "eval_accuracy" in row]
-    seconds = (measured[-1]["time"] - steps[options.warmup - 1]["time"]) / len(measured)
-    mean = {
-        name.removeprefix("seconds_"): statistics.mean(row.get(name, 0.0) for row in measured)
+    ends = [row["time"] for row in steps[options.warmup - 1 :]]
+    parts = {
+        name.removeprefix("seconds_"): statistics.median(row.get(name, 0.0) for row in measured)
         for name in SIDES
     }
     return {
-        "s/step": seconds,
-        **mean,
-        "staleness": statistics.mean(row.get("staleness_mean", 0.0) for row in measured),
+        "s/step": statistics.median(b - a for a, b in itertools.pairwise(ends)),
+        **parts,
+        "staleness": statistics.median(row.get("staleness_mean", 0.0) for row in measured),
         "oldest": max(row.get("staleness_max", 0.0) for row in measured),
         "reward": statistics.mean(row["reward"] for row in measured),
         "before": accuracies[0],

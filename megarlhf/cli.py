@@ -121,7 +121,39 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_run_demo)
     _add_parity(commands)
     _add_serve_rm(commands)
+    _add_plan(commands)
+    _add_merge_lora(commands)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="say whether a run fits its GPUs, and how fast it is")
+    plan.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML file")
+    plan.add_argument(
+        "--method",
+        choices=("rl", *(name for name in COMMANDS if name not in ("rl", "generate"))),
+        help="the file's command (default: what its directory is named for, or rl)",
+    )
+    plan.add_argument(
+        "--model-config", type=Path, metavar="DIR", help="config.json, in place of model.path"
+    )
+    plan.add_argument("--prompt-tokens", type=_positive, help="mean, for the time (the longest)")
+    plan.add_argument("--response-tokens", type=_positive, help="mean, for the time (the longest)")
+    plan.add_argument(
+        "--calibrate", nargs="*", default=(), metavar="NAME=VALUE", help="constants: docs/scale.md"
+    )
+    plan.add_argument(
+        "--skew",
+        type=_positive_number,
+        default=1.0,
+        help="mixtures: times the even share of tokens that a rank's experts get (%(default)s)",
+    )
+    plan.add_argument("--exact", action="store_true", help="run all layers of deep stages")
+    plan.add_argument("--search", action="store_true", help="rank layouts for these GPUs")
+    plan.add_argument("--json", type=Path, metavar="OUT", help="write the whole plan here")
+    plan.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts here")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as of the run")
+    plan.set_defaults(run=_run_plan)
 
 
 def _add_parity(commands: Any) -> None:
@@ -190,6 +222,22 @@ def _add_serve_rm(commands: Any) -> None:
     serve.set_defaults(run=_run_serve_rm)
 
 
+def _add_merge_lora(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge-lora", help="merge adapters into their base: a whole Hugging Face checkpoint"
+    )
+    for name, what in (
+        ("base", "the model that they were trained for"),
+        ("adapter", "adapters in PEFT's format"),
+        ("output", "where to"),
+    ):
+        merge.add_argument(f"--{name}", required=True, type=Path, metavar="DIR", help=what)
+    merge.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: the base's)"
+    )
+    merge.set_defaults(run=_run_merge_lora)
+
+
 def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
@@ -246,6 +294,17 @@ def _run_parity(arguments: argparse.Namespace) -> int:
     )
 
 
+def _run_plan(arguments: argparse.Namespace) -> int:
+    from megarlhf.plan.tool import Settings, run_plan
+
+    names = (field for field in Settings.__dataclass_fields__ if field not in _LISTS)
+    lists = {name: tuple(getattr(arguments, name)) for name in _LISTS}
+    return run_plan(Settings(**{name: getattr(arguments, name) for name in names}, **lists))
+
+
+_LISTS = ("overrides", "calibrate")  # of `plan`
+
+
 def _run_serve_rm(arguments: argparse.Namespace) -> int:
     from megarlhf.rewards.server import serve_function
 
@@ -257,6 +316,17 @@ def _run_serve_rm(arguments: argparse.Namespace) -> int:
         retries=1,  # clients repeat requests too
     )
     serve_function(config, arguments.host, arguments.port, arguments.max_batch)
+    return 0
+
+
+def _run_merge_lora(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from megarlhf.models.lora.merging import merge
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    merge(arguments.base, arguments.adapter, arguments.output, dtype)
+    print(f"wrote {arguments.output}")
     return 0
 
 

@@ -1,13 +1,14 @@
 """A process that a rank of torchrun keeps: ``python -m megarlhf.cluster.child NAME``."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
 import threading
-from multiprocessing.connection import Client
 
-from megarlhf.cluster.calls import Line, serve
+from megarlhf.cluster.calls import serve
+from megarlhf.cluster.host import Meeting
 
 
 def main() -> None:
@@ -15,9 +16,11 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver
     told = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_keeper, daemon=True).start()
-    line = Line(Client((told["host"], told["port"]), authkey=bytes.fromhex(told["key"])))
-    line.send(("child", told["number"]))
-    serve(line)
+    number = told.pop("number")
+    with contextlib.suppress(EOFError, OSError):  # the driver is gone
+        line = Meeting(**told).line()
+        line.send(("child", number))
+        serve(line)
     _end()
 
 

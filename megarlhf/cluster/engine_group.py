@@ -35,7 +35,6 @@ class EngineGroup:
         members: The engines' handles, by number.
         version: Of the weights that they sample from; None until the first update.
         restarts: Engines replaced so far.
-        before_stream: Called before weights are sent, for a trainer that has put them away.
         repairs: Runs what it is given, and returns then: a repair, found to be needed while sampling,
             which calls the trainer's ranks.
     """
@@ -59,7 +58,6 @@ class EngineGroup:
             self.members[number] = processes.engine(number, self._recipe)
         self.version: int | None = None
         self.restarts = 0
-        self.before_stream: Callable[[], None] = lambda: None
         self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
         self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream, processes)
@@ -118,7 +116,6 @@ class EngineGroup:
     def _stream(self, numbers: list[int]) -> int:
         if not numbers:
             return 0
-        self.before_stream()
         receiving = {n: self.members[n].update_weights.remote(self.version) for n in numbers}
         # A rank that waits in vain ends by itself, after stream_timeout_s for each engine at most.
         sent = self._trainer.run("stream", numbers)

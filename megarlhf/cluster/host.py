@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from multiprocessing.connection import Client
 
 from megarlhf.cluster.calls import Line
@@ -27,6 +28,14 @@ class Meeting:
     port: int
     key: str
 
+    def line(self) -> Line:
+        """A line to the driver.
+
+        Raises:
+            EOFError, OSError: It is gone.
+        """
+        return Line(Client((self.host, self.port), authkey=bytes.fromhex(self.key)))
+
 
 class Host:
     """Starts and ends processes here, each the first of a process group.
@@ -43,12 +52,16 @@ class Host:
     def start(self, number: int, name: str, environment: dict[str, str]) -> None:
         """Start a process, which the driver knows by its number."""
         own = {key: text for key, text in os.environ.items() if not key.startswith(LAUNCHERS)}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "megarlhf.cluster.child", name],
-            env={**own, **QUIET, **environment},
-            stdin=subprocess.PIPE,
-            start_new_session=True,  # a group to kill as a whole
-        )
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "megarlhf.cluster.child", name],
+                env={**own, **QUIET, **environment},
+                stdin=subprocess.PIPE,
+                start_new_session=True,  # a group to kill as a whole
+            )
+        except OSError as error:
+            self._ended(number, f"{name} could not be started: {error.strerror}")
+            return
         assert process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # it is gone: `_watch` says so
             process.stdin.write(json.dumps({**asdict(self._meeting), "number": number}).encode())
@@ -87,21 +100,18 @@ def serve_host(meeting: Meeting, rank: int, node: str, device: str) -> None:
     """
     for number in (signal.SIGINT, signal.SIGTERM):  # the driver decides when a run ends
         signal.signal(number, signal.SIG_IGN)
-    line = Line(Client((meeting.host, meeting.port), authkey=bytes.fromhex(meeting.key)))
-    line.send(("host", rank, node, device))
+    with contextlib.suppress(EOFError, OSError):
+        line = meeting.line()
+        line.send(("host", rank, node, device))
+        with contextlib.closing(Host(meeting, partial(_report, line))) as host:
+            while True:
+                what, *args = line.receive()
+                if what == "end":
+                    return
+                getattr(host, what)(*args)
+    raise ProcessLost("rank 0 of torchrun, the driver, is gone", fix="see its output")
 
-    def ended(number: int, how: str) -> None:
-        with contextlib.suppress(OSError):
-            line.send((number, how))
 
-    host = Host(meeting, ended)
-    try:
-        while True:
-            what, *args = line.receive()
-            if what == "end":
-                return
-            getattr(host, what)(*args)
-    except (EOFError, ConnectionResetError):
-        raise ProcessLost("rank 0 of torchrun, the driver, is gone", fix="see its output") from None
-    finally:
-        host.close()
+def _report(line: Line, number: int, how: str) -> None:
+    with contextlib.suppress(OSError):
+        line.send((number, how))

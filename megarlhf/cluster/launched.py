@@ -48,6 +48,12 @@ def everywhere(config: RLConfig, world: int) -> RLConfig:
                 where=f"cluster.{key}_ranks" if nodes is None else f"cluster.{key}_nodes",
                 fix="leave it out, or start the run without torchrun: Ray then places it",
             )
+    if config.rollout.async_steps:
+        raise UserError(
+            "models and engines take turns on the ranks of torchrun: nothing is sampled ahead",
+            where="rollout.async_steps",
+            fix="leave it out, or start the run without torchrun: Ray then keeps engines apart",
+        )
     reference = None if cluster.reference_ranks is None else world
     cluster = replace(
         cluster,

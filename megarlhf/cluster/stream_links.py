@@ -7,6 +7,8 @@ from megarlhf.cluster.failures import wait_for_all
 from megarlhf.cluster.processes import Processes
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
+from megarlhf.models.lora.wanted import adapters_of
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.link import StreamInfo
@@ -30,7 +32,7 @@ class StreamLinks:
 
     def __init__(self, config: RLConfig, trainer: WorkerGroup, processes: Processes) -> None:
         self._config, self._trainer, self._processes = config, trainer, processes
-        self._made = 0
+        self._made, self._adapters = 0, _adapters_of(config)
         self._port = processes.result(trainer.members[0].serve_stream.remote(trainer.host))
         self._nodes = {processes.node(member) for member in trainer.members}
 
@@ -72,4 +74,15 @@ class StreamLinks:
             bucket_bytes=config.stream.bucket_mib * 2**20,
             dtype=config.rollout.dtype or config.model.dtype,
             timeout_s=config.cluster.stream_timeout_s,
+            adapters=self._adapters,
+            adapter_dtype=config.model.dtype,
         )
+
+
+def _adapters_of(config: RLConfig) -> dict[str, Any] | None:
+    """The adapters that are trained, as `StreamInfo` has them."""
+    if not config.lora.is_on:
+        return None
+    topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
+    spec = ModelSpec.read(config.model.path)
+    return asdict(adapters_of(config.lora, spec, topology, config.train.seed).spec.adapter)

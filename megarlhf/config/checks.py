@@ -16,6 +16,7 @@ from megarlhf.config.layout_checks import (
     check_shares,
 )
 from megarlhf.config.learning_checks import check_best_offline, check_learning
+from megarlhf.config.lora_checks import check_lora, check_lora_in_rl
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
@@ -35,6 +36,7 @@ def check_rl(config: RLConfig) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_lora_in_rl(config)
     check_scoring(config)
     check_rollout_batch(config)
     check_async(config)
@@ -101,6 +103,7 @@ def check_offline(config: OfflineConfig, world_size: int) -> None:
     check_required(config)
     check_ranges(config)
     check_data(config.data)
+    check_lora(config.lora, config.model)
     check_evaluation(config)
     check_best_offline(config)
     check_loss(config)

@@ -46,6 +46,8 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "train.micro_batch_tokens",
             "train.keep_checkpoints",
             "ptx.batch_size",
+            "cluster.nodes",
+            "cluster.gpus_per_node",
             "cluster.actor_ranks",
             "cluster.critic_ranks",
             "cluster.reference_ranks",
@@ -71,6 +73,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "optimizer.warmup_steps",
             "optimizer.weight_decay",
             "optimizer.clip_grad",
+            "lora.rank",
             "algorithm.clip_low",
             "algorithm.clip_high",
             "algorithm.entropy_coef",
@@ -100,6 +103,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda number: number > 0,
         (
             "optimizer.eps",
+            "lora.alpha",
             "loss.beta",
             "loss.temperature",
             "reward.timeout_s",
@@ -152,7 +156,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "at least 0 and less than 1",
         lambda number: 0 <= number < 1,
-        ("optimizer.beta1", "optimizer.beta2", "ema.decay"),
+        ("optimizer.beta1", "optimizer.beta2", "ema.decay", "lora.dropout"),
     ),
     (
         "at least 1, or -1 to keep all tokens",

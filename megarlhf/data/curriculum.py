@@ -6,6 +6,7 @@ Learnability", arXiv:2502.12272, prefer prompts by p (1 - p). Here p is a runnin
 saw anyway, so nothing is sampled only to be measured.
 """
 
+import heapq
 import math
 import random
 from collections.abc import Sequence
@@ -84,7 +85,7 @@ class CurriculumStream(PromptStream):
             math.log(1.0 - draw.random()) / weight(self.rates.get(place, UNSEEN))
             for place in range(len(self.items))
         ]
-        chosen = sorted(range(len(keys)), key=keys.__getitem__, reverse=True)[:n]
+        chosen = heapq.nlargest(n, range(len(keys)), key=keys.__getitem__)
         return [self.items[place] for place in chosen]
 
 

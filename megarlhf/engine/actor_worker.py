@@ -6,10 +6,13 @@ from typing import Any
 from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.averaged_weights import AveragedWeights
+from megarlhf.engine.before_training import before_training
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.engine.model_engine import Part
+from megarlhf.engine.model_engine import ModelEngine, Part
 from megarlhf.engine.model_worker import ModelWorker
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
+from megarlhf.sync.adapter_sender import AdapterSender
 from megarlhf.sync.link import StreamInfo, serve_store
 from megarlhf.sync.plan import Worker
 from megarlhf.sync.prints import Prints
@@ -21,7 +24,7 @@ class ActorWorker(ModelWorker):
 
     def __init__(self, config: RLConfig, rank: int, world: int, threads: int) -> None:
         super().__init__(config, rank, world, threads)
-        self._sender: Sender | None = None
+        self._sender: Sender | AdapterSender | None = None
         self._store: Any = None
 
     @staticmethod
@@ -32,11 +35,14 @@ class ActorWorker(ModelWorker):
     def build(self) -> None:
         """Build and load the actor and the reference."""
         spec = ModelSpec.read(self.model.path)
-        self.engine = self.new_engine(spec, optimizer=self.config.optimizer)
         config = self.config
+        adapters = adapters_of(config.lora, spec, self.topology, config.train.seed)
+        self.engine = self.new_engine(spec, optimizer=config.optimizer, adapters=adapters)
         wants_reference = config.algorithm.kl_coef > 0 and config.cluster.reference_ranks is None
-        self.reference = self.new_engine(spec) if wants_reference else None
-        decay = self.config.ema.decay
+        self.reference = (
+            before_training(self.engine, lambda: self.new_engine(spec)) if wants_reference else None
+        )
+        decay = config.ema.decay
         self.average = None if decay is None else AveragedWeights(self.engine, decay)
 
     def reference_logprobs(
@@ -94,7 +100,7 @@ class ActorWorker(ModelWorker):
     def open_stream(self, infos: list[StreamInfo]) -> None:
         """Meet engines; one that was met before is another one now."""
         if self._sender is None:
-            self._sender = Sender(self.engine.spec, self.engine.chunks, self.rank)
+            self._sender = sender_of(self.engine)
         for info in infos:
             self._sender.connect(info, self.engine.device, self._store)
 
@@ -127,3 +133,10 @@ class ActorWorker(ModelWorker):
             self.reference.reload()
         if self.average is not None:
             self.average.reload()
+
+
+def sender_of(engine: ModelEngine) -> Sender | AdapterSender:
+    """What sends a model's weights or, where only these are trained, its adapters."""
+    if engine.adapters is None:
+        return Sender(engine.spec, engine.chunks, engine.rank)
+    return AdapterSender(engine.adapters.spec, engine.chunks, engine.rank)

@@ -105,13 +105,12 @@ def _check_whole(directory: Path) -> None:
 
 def _take_weights(engine: "ModelEngine", state: dict[str, Any]) -> None:
     for index, chunk in enumerate(engine.chunks):
-        chunk.load_state_dict(state[f"model{index}"])
+        chunk.load_state_dict(state[f"model{index}"], strict=engine.adapters is None)
 
 
 def _model_state(engine: "ModelEngine") -> dict[str, Any]:
     return {
-        f"model{index}": chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
-        for index, chunk in enumerate(engine.chunks)
+        f"model{index}": _parameters(engine, chunk) for index, chunk in enumerate(engine.chunks)
     }
 
 
@@ -134,6 +133,18 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
     world = engine.topology.world
     state["random"] = ShardedObject("random", random, (world,), (engine.rank,))
     return state
+
+
+def _parameters(engine: "ModelEngine", chunk: Any) -> dict[str, Any]:
+    """A chunk's, in Megatron's description; where adapters are trained, only what is trained."""
+    every = chunk.sharded_state_dict(metadata={"dp_cp_group": engine.groups.dp_cp})
+    if engine.adapters is None:
+        return every
+    return {
+        name: part
+        for name, part in every.items()
+        if torch.is_tensor(getattr(part, "data", None)) and part.data.requires_grad
+    }
 
 
 def _count_padding_as_data(engine: "ModelEngine") -> None:

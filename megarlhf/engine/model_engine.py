@@ -17,6 +17,7 @@ from megarlhf.engine.offload import Offloaded
 from megarlhf.engine.optimizer import make_optimizer, state_tensors
 from megarlhf.engine.passes import Passes
 from megarlhf.models.build import build_chunks, transformer_config
+from megarlhf.models.lora.attach import Adapters, attach
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel import context, device
@@ -40,6 +41,7 @@ class ModelEngine:
         rank: This rank.
         micro_batch_tokens: Most tokens a packed forward pass holds.
         optimizer: Given for a model that is trained; without it there are no gradient buffers.
+        adapters: Given where only these are trained.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class ModelEngine:
         *,
         micro_batch_tokens: int,
         optimizer: OptimizerConfig | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         self.spec, self.topology, self.groups, self.rank = spec, topology, groups, rank
         self.device = device.prepare()
@@ -63,10 +66,13 @@ class ModelEngine:
             recompute=config.recompute,
             aux_loss_coef=config.aux_loss_coef,
             z_loss_coef=config.z_loss_coef,
-            experts=config.experts,
+            experts=config.experts if adapters is None else adapters.experts(config.experts),
         )
         self._chunks = build_chunks(spec, self.config, topology, groups, rank)
         load_huggingface(spec, topology, rank, self._chunks)
+        self.adapters, self.switch = adapters, None
+        if adapters is not None:
+            self.switch = attach(adapters, topology, groups, rank, self._chunks)
         self.wrapped: list[Any] = list(self._chunks)
         self.optimizer: Any = None
         self._offloaded: dict[str, Offloaded] = {}
@@ -119,7 +125,8 @@ class ModelEngine:
 
     def _tensors_of(self, part: Part) -> list[torch.Tensor]:
         if part == "weights":
-            return [parameter.data for chunk in self._chunks for parameter in chunk.parameters()]
+            held = ((*chunk.parameters(), *chunk.buffers()) for chunk in self._chunks)
+            return [tensor.data for tensors in held for tensor in tensors]
         if self.optimizer is None:
             return []
         if part == "gradients":

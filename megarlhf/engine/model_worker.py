@@ -17,9 +17,9 @@ from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import checkpoint
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine, Part
+from megarlhf.engine.result import write_result
 from megarlhf.models.build import DTYPES
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.topology import Topology
 
@@ -102,15 +102,8 @@ class ModelWorker(ABC):
         checkpoint.load(self.engine, Path(directory))
 
     def export(self, directory: str) -> None:
-        """Write the model as a Hugging Face checkpoint, in its training dtype."""
-        export_huggingface(
-            self.engine.spec,
-            self.topology,
-            self.rank,
-            self.engine.chunks,
-            Path(directory),
-            DTYPES[self.model.dtype],
-        )
+        """Write what was trained, in its training dtype: see `write_result`."""
+        write_result(self.engine, Path(directory), DTYPES[self.model.dtype])
 
     def offload(self, *parts: Part) -> int:
         """Give back memory: see `ModelEngine.offload`."""

@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from megarlhf.models.lora.adapter import SUFFIX
+from megarlhf.models.lora.grouped import ALIGNMENT, grouped_adapters
 from megarlhf.parallel import device
 
 device.prepare()
 from megatron.core.transformer.moe.experts import SequentialMLP  # noqa: E402
-
-ALIGNMENT = 16  # bytes to which torch's kernels want each row to begin
 
 
 class GroupedExperts(SequentialMLP):
@@ -42,16 +42,21 @@ class GroupedExperts(SequentialMLP):
 
     def _product(self, name: str, tokens: torch.Tensor, ends: torch.Tensor) -> torch.Tensor:
         """[T, in] times each expert's own [out, in] -> [T, out]."""
-        linears = [getattr(expert, name) for expert in self.local_experts]
-        stacked = torch.stack([_weight_of(linear) for linear in linears])
-        return F.grouped_mm(tokens, stacked.transpose(1, 2), offs=ends)
+        linears = [_settled(getattr(expert, name)) for expert in self.local_experts]
+        stacked = torch.stack([linear.weight for linear in linears])
+        output = F.grouped_mm(tokens, stacked.transpose(1, 2), offs=ends)
+        if not hasattr(self.local_experts[0], name + SUFFIX):
+            return output
+        adapters = [_settled(getattr(expert, name + SUFFIX)) for expert in self.local_experts]
+        added = grouped_adapters(adapters, tokens, ends)
+        return output if added is None else output + added
 
 
-def _weight_of(linear: nn.Module) -> torch.Tensor:
-    """Its weight, once what waits for its forward pass (an overlapped gathering) has had its turn."""
-    for hook in linear._forward_pre_hooks.values():
-        hook(linear, ())
-    return linear.weight
+def _settled(module: nn.Module) -> nn.Module:
+    """A module, once what waits for its forward pass (an overlapped gathering) has had its turn."""
+    for hook in module._forward_pre_hooks.values():
+        hook(module, ())
+    return module
 
 
 def can_group(dtype: torch.dtype, *widths: int) -> bool:

@@ -183,11 +183,11 @@ class VllmEngine:
     # -- memory -----------------------------------------------------------------------------------
 
     def sleep(self) -> None:
-        """Give back the memory of weights and KV cache, whose values are lost.
+        """Give back the memory of weights and KV cache, whose values are lost unless they are kept.
 
         On a CPU vLLM gives back nothing; the sequence is the same.
         """
-        self._llm.sleep(level=2)
+        self._llm.sleep(level=1 if self._settings.sleeps_with_weights else 2)
 
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""

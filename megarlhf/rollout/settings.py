@@ -26,6 +26,7 @@ class EngineSettings:
         max_sequences: Most sequences in flight.
         gpu_memory_utilization: Share of a GPU it may take.
         seed: Of the engine itself (requests bring their own).
+        sleeps_with_weights: Asleep it keeps its weights on the host, since not all of them come again.
     """
 
     model_path: str
@@ -38,6 +39,7 @@ class EngineSettings:
     max_sequences: int
     gpu_memory_utilization: float
     seed: int
+    sleeps_with_weights: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,18 @@
 """What both ends of a stream must agree on, and the process group between them."""
 
 import datetime
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from megarlhf.models.lora.adapter import Adapter, AdapterSpec
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import interface
 from megarlhf.parallel.topology import Topology
-from megarlhf.sync.engine_layout import EngineTopology
+from megarlhf.sync.adapter_layout import adapter_parameters
+from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
 from megarlhf.sync.plan import Bucket, plan_stream
 
 
@@ -30,6 +32,8 @@ class StreamInfo:
         bucket_bytes: See `plan_stream`, which counts elements.
         dtype: torch dtype name of the elements on the wire.
         timeout_s: The longest a single send or receive of the trainer's may wait, seconds.
+        adapters: An `Adapter` as a dictionary, where only adapters are trained; their link is a second.
+        adapter_dtype: torch dtype name of their elements on the wire.
     """
 
     model_path: str
@@ -43,6 +47,16 @@ class StreamInfo:
     bucket_bytes: int
     dtype: str
     timeout_s: float
+    adapters: dict[str, Any] | None = None
+    adapter_dtype: str = ""
+
+    def of_adapters(self) -> "StreamInfo":
+        """Of the link that goes beside this one, for adapters."""
+        return replace(self, name=f"{self.name}-adapters", dtype=self.adapter_dtype)
+
+    def adapter_spec(self, spec: ModelSpec) -> AdapterSpec | None:
+        """The adapters that are trained; None where the whole model is."""
+        return AdapterSpec.of(spec, Adapter(**self.adapters)) if self.adapters else None
 
     def as_dict(self) -> dict[str, Any]:
         """For vLLM's ``init_info``."""
@@ -69,9 +83,10 @@ class StreamInfo:
         return self.timeout_s * (self.engine_topology.engines + 1)
 
     def plan(self, spec: ModelSpec) -> list[Bucket]:
-        """The plan that both ends replay."""
+        """The plan that both ends replay; of a model, or of adapters."""
         elements = self.bucket_bytes // self.wire_dtype.itemsize
-        return plan_stream(spec, self.trainer_topology, self.engine_topology, elements)
+        layout = adapter_parameters if isinstance(spec, AdapterSpec) else engine_parameters
+        return plan_stream(spec, self.trainer_topology, self.engine_topology, elements, layout)
 
 
 class Link:

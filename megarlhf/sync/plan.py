@@ -7,7 +7,7 @@ trainer hold a rectangle, the one that has sent least gives it.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from megarlhf.models.spec import ModelSpec
@@ -65,7 +65,11 @@ def workers_of(engine: EngineTopology) -> list[Worker]:
 
 
 def plan_stream(
-    spec: ModelSpec, trainer: Topology, engine: EngineTopology, bucket_elements: int
+    spec: ModelSpec,
+    trainer: Topology,
+    engine: EngineTopology,
+    bucket_elements: int,
+    layout: Callable[..., list[EngineParameter]] = engine_parameters,
 ) -> list[Bucket]:
     """The buckets of one full update.
 
@@ -75,8 +79,9 @@ def plan_stream(
         engine: The engines'.
         bucket_elements: A bucket holds at most this many elements of one rank, if it holds more than
             one module.
+        layout: What each rank of an engine is sent.
     """
-    layouts = [engine_parameters(spec, engine, rank) for rank in range(engine.tp)]
+    layouts = [layout(spec, engine, rank) for rank in range(engine.tp)]
     held = _held(spec, trainer)
     sent = [0] * trainer.world
     buckets = []

@@ -5,6 +5,7 @@ the backend under the name `BACKEND`.
 """
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from megarlhf.models.spec import ModelSpec
+from megarlhf.sync.adapters import EngineAdapters
 from megarlhf.sync.engine_layout import engine_parameters
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import StreamInfo
@@ -58,16 +60,29 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         layout = engine_parameters(spec, info.engine_topology, rank)
         self._landing = Landing(self.model, layout)
         self._inlet = open_inlet(info, self._plan, rank, self.device, self._landing)
+        self._adapters = None
+        if (adapters := info.adapter_spec(spec)) is not None:
+            self._adapters = EngineAdapters(
+                adapters, info.of_adapters(), rank, self.device, self._landing, layout
+            )
 
     def start_weight_update(self) -> None:
         """Nothing: each module is finished as soon as it is whole."""
 
     @torch.no_grad()
     def receive_weights(self, update_info: UpdateInfo) -> None:
-        """Receive one whole update."""
+        """Receive one whole update: the model or, once that has come, only its adapters."""
+        if self._adapters is None or not self._adapters.has_base:
+            self._receive_model()
+        if self._adapters is not None:
+            self._adapters.receive()
+
+    def _receive_model(self) -> None:
         self._inlet.begin()
         for bucket in self._plan:
             values = self._inlet.receive(bucket, bucket.messages[self._worker])
+            if self._adapters is not None:
+                self._adapters.keep(values)
             self._landing.finish(values)
             self._inlet.done(bucket)
 
@@ -86,18 +101,25 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
             moves = [m for part in bucket.messages[self._worker].values() for m in part]
             for name in bucket.names:
                 mine = [move for move in moves if move.engine_parameter == name]
-                for values in self._landing.readings(name):
+                for values in self._readings(name):
                     parts = (values[move.target.slices] for move in mine)
                     prints = prints_of(mine, parts, self._info.wire_dtype)
                     if mine and (mine[0].engine_parameter, mine[0].target) in found:
                         before = {key: found[key] for key in prints}
                         compare(before, prints, f"the packed form in engine {self._worker[0]}")
                     found |= prints
-        return found
+        return found | (self._adapters.prints() if self._adapters is not None else {})
+
+    def _readings(self, name: str) -> Iterator[torch.Tensor]:
+        """What was streamed: the engine computes with it or, of adapted weights, keeps it as base."""
+        if self._adapters is not None and name in self._adapters.kept:
+            yield self._adapters.kept[name]
+        else:
+            yield from self._landing.readings(name)
 
     def shutdown(self) -> None:
         """Drop the link."""
-        self._inlet = None
+        self._inlet = self._adapters = None
 
 
 class WorkerExtension:

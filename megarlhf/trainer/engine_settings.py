@@ -19,4 +19,5 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         max_sequences=256,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=config.train.seed,
+        sleeps_with_weights=config.lora.is_on,
     )

@@ -52,6 +52,12 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
     refuse_agents(config, "generate")
     checks.check_rl(config)
+    if config.lora.is_on:
+        raise UserError(
+            "nothing is trained here, and adapters are not loaded",
+            where="lora",
+            fix="merge them first (megarlhf merge-lora), and set model.path to the result",
+        )
     spec = read_language_model(config.model.path)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)

@@ -9,6 +9,8 @@ from megarlhf.data.batches import ExampleStream
 from megarlhf.data.records import Example
 from megarlhf.data.store import StoredRows
 from megarlhf.errors import UserError
+from megarlhf.models.lora.attach import Adapters
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.trainer.methods import METHODS, Method
@@ -29,6 +31,7 @@ class OfflineInputs:
         method: The registry's row.
         spec: The model.
         topology: Its layout.
+        adapters: What is trained in its place; None: the model.
         rows: To train on.
         held_out: To evaluate on; None if the settings name none.
         stream: The rows in their order.
@@ -38,6 +41,7 @@ class OfflineInputs:
     method: Method
     spec: ModelSpec
     topology: Topology
+    adapters: Adapters | None
     rows: StoredRows[Example]
     held_out: StoredRows[Example] | None
     stream: ExampleStream
@@ -58,6 +62,7 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
         spec = read_language_model(config.model.path)
     topology = Topology.of(config.model.parallel, world)
     topology.layers_of(spec.num_layers, 0)
+    adapters = adapters_of(config.lora, spec, topology, config.train.seed)
     tokenizer = load_tokenizer(config.model.path)
     method.check(config, spec, tokenizer, world)
     data = config.data
@@ -78,4 +83,4 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
             )
     stream = ExampleStream(rows, seed=config.train.seed, shuffle=data.shuffle)
     total = config.train.steps or stream.steps_for(config.train.epochs, config.train.batch_size)
-    return OfflineInputs(method, spec, topology, rows, held_out, stream, total)
+    return OfflineInputs(method, spec, topology, adapters, rows, held_out, stream, total)

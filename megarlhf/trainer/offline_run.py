@@ -9,11 +9,12 @@ from typing import Any
 from megarlhf.config.schema import OfflineConfig, OptimizerConfig
 from megarlhf.data.records import Batch, Example
 from megarlhf.engine import checkpoint
+from megarlhf.engine.before_training import before_training
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.engine.result import write_result
 from megarlhf.engine.schedule import learning_rate
 from megarlhf.models.build import DTYPES
-from megarlhf.models.weights.export import export_huggingface
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.trainer.best_checkpoint import BestCheckpoint
@@ -98,7 +99,7 @@ class OfflineRun:
                 Parts(
                     config=self.config,
                     engine=self.engine,
-                    frozen_copy=lambda: self._build(groups),
+                    frozen_copy=lambda: before_training(self.engine, lambda: self._build(groups)),
                     rows=(self.inputs.rows, *([] if held_out is None else [held_out])),
                     directory=Path(self.config.output.dir),
                     launched=self.launched,
@@ -149,7 +150,7 @@ class OfflineRun:
             self._note(f"stopped after step {self.step}; the same command goes on from there")
             return {"interrupted": True, "steps": self.step}
         summary: dict[str, Any] = {**self._figures, "steps": self.step}
-        model = Path(self.config.output.dir) / "model"
+        model = Path(self.config.output.dir) / self.config.lora.result
         best = self.launched.first(lambda: self._directory.best() if self._directory else None)
         with self._phase("export", setup=True):
             self._export(model)
@@ -173,17 +174,11 @@ class OfflineRun:
             self.launched.rank,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
             optimizer=optimizer,
+            adapters=self.inputs.adapters,
         )
 
     def _export(self, directory: Path) -> None:
-        export_huggingface(
-            self.inputs.spec,
-            self.inputs.topology,
-            self.launched.rank,
-            self.engine.chunks,
-            directory,
-            DTYPES[self.config.model.dtype],
-        )
+        write_result(self.engine, directory, DTYPES[self.config.model.dtype])
 
     def _is_due(self, every: int) -> bool:
         """Whether something is due that happens every so many steps and after the last."""

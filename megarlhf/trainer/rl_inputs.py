@@ -18,6 +18,7 @@ from megarlhf.data.curriculum import prompt_stream
 from megarlhf.data.prompts import PromptStream, load_prompts
 from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
@@ -65,6 +66,7 @@ def prepare(config: RLConfig) -> RLInputs:
     check_streamable(spec, engine_topology(config))
     topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
     topology.layers_of(spec.num_layers, 0)
+    adapters_of(config.lora, spec, topology, config.train.seed)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
     eval_sets = {

@@ -133,12 +133,13 @@ class TrainedModels:
         """Write the actor, its average and the critic where wanted; returns the actor's directory."""
         averaged = self._config.ema.decay is not None
         instead = averaged and self._config.ema.export == "instead"
-        self.actor.run("export_average" if instead else "export", str(directory / "model"))
+        result = directory / self._config.lora.result
+        self.actor.run("export_average" if instead else "export", str(result))
         if averaged and not instead:
             self.actor.run("export_average", str(directory / "ema"))
         if self.critic is not None and self._config.critic.export:
             self.critic.run("export", str(directory / "critic"))
-        return directory / "model"
+        return result
 
     def export_from(self, checkpoint: Path, directory: Path) -> None:
         """Write the actor of a checkpoint. From then on the ranks hold it, in place of the newest."""

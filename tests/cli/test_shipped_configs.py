@@ -10,7 +10,8 @@ from megarlhf.config import loader
 from megarlhf.config.checks import check_rollout_batch
 from megarlhf.config.data_checks import check_input_text
 from megarlhf.config.ranges import check_ranges
-from megarlhf.config.schema import RLConfig, SFTConfig
+from megarlhf.config.schema import RLConfig
+from megarlhf.plan.subject import OFFLINE
 from megarlhf.rewards.function_file import load_reward_function
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -24,9 +25,9 @@ def files(*suffixes):
 
 
 def command_of(file: Path) -> type:
-    """Files of supervised fine-tuning have "sft" in their path: sft.yaml, sft/llama3-8b.yaml."""
+    """Files are in directories named for the method; the demo's for the run, with it in their names."""
     words = re.split(r"[^a-z0-9]+", str(file.relative_to(CONFIGS)).lower())
-    return SFTConfig if "sft" in words else RLConfig
+    return next((OFFLINE[word] for word in words if word in OFFLINE), RLConfig)
 
 
 @files(".yaml", ".yml")

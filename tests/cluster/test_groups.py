@@ -2,6 +2,7 @@
 
 import os
 import signal
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -54,7 +55,8 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, c
     asked = Asked(engines, failing)
     made = EngineGroup.__new__(EngineGroup)  # its constructor would start actors
     made.members, made.replace, made._config = asked.members, asked.replace, RLConfig()
-    made._failures_of = asked.failures_of
+    made.failures_of, made._replacing = asked.failures_of, nullcontext()
+    made.repairs = lambda repair: repair()
     prompts, seeds = [f"p{i}" for i in range(count)], list(range(100, 100 + count))
     answers = made.generate(prompts, "sampling", seeds)
     assert answers == [[f"p{i} with {100 + i}"] for i in range(count)]

@@ -127,6 +127,8 @@ def test_under_torchrun_everything_is_everywhere():
     assert config.cluster.reference_ranks is None  # in the actor's processes
     same = replace(RANKS, actor_ranks=8, critic_ranks=8, reward_ranks=8)
     assert everywhere(a_run(same), 8).cluster.reference_ranks == 8
+    with pytest.raises(UserError, match="take turns"):
+        everywhere(replace(a_run(same), rollout=RolloutConfig(async_steps=1)), 8)
     for cluster in (RANKS, ClusterConfig(actor_ranks=8, actor_nodes=2)):
         with pytest.raises(UserError, match="on all 8 ranks"):
             everywhere(a_run(cluster), 8)

@@ -1,4 +1,4 @@
-"""Turns given to engines and taken from them; the engines are threads' work here, without Ray."""
+"""Turns given to engines and taken from them; the engines are threads' work here, without processes."""
 
 import asyncio
 import threading
@@ -6,7 +6,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from megarlhf.cluster import turn_sampling
 from megarlhf.cluster.turn_sampling import EngineTurns
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.errors import UserError
@@ -47,6 +46,13 @@ class Group:
     def member(self, number):
         return self.members[number]
 
+    def failures_of(self, calls, timeout_s):
+        ((number, call),) = calls.items()
+        try:
+            return {number: call()}, {}
+        except Lost as error:
+            return {}, {number: str(error) or "it died"}
+
     def repair(self, lost, asked):
         (number,) = lost
         if self.members[number] is not asked[number]:
@@ -56,18 +62,6 @@ class Group:
             raise UserError("engine 0 was lost")
         self.members[number] = Engine()
         self.members[number].go_on.set()
-
-
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch):
-    def failures_of(calls, timeout_s):
-        ((number, call),) = calls.items()
-        try:
-            return {number: call()}, {}
-        except Lost as error:
-            return {}, {number: str(error) or "it died"}
-
-    monkeypatch.setattr(turn_sampling, "failures_of", failures_of)
 
 
 def ask(group, numbers, then=lambda: None):

@@ -57,6 +57,9 @@ class StandIn:
     def named_parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self._parameters.items()
 
+    def named_modules(self) -> Iterable[tuple[str, torch.nn.Module]]:
+        return ()
+
 
 def stand_ins(spec: ModelSpec, topology: Topology, rank: int) -> list[StandIn]:
     """The chunks of a rank, not loaded."""

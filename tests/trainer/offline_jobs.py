@@ -2,6 +2,7 @@
 
 import os
 import random
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,9 @@ import torch.distributed as dist
 from megarlhf.config.loader import load
 from megarlhf.config.schema import KDConfig, OptimizerConfig
 from megarlhf.data.records import Example, Sequence
+from megarlhf.engine.before_training import before_training
 from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.topology import Topology
@@ -71,7 +74,10 @@ def train_methods(rank, world, path, parallel, runs, examples, held_out, steps, 
         topology = Topology.of(config.model.parallel, world)
         groups = groups or make_groups(topology, seed=1)
 
-        def build(optimizer=None, spec=spec, config=config, topology=topology, groups=groups):
+        adapters = adapters_of(config.lora, spec, topology, seed=1)
+
+        def build(optimizer=None, adapters=None, *, of=(spec, config, topology, groups)):
+            spec, config, topology, groups = of
             return ModelEngine(
                 spec,
                 config.model,
@@ -80,11 +86,13 @@ def train_methods(rank, world, path, parallel, runs, examples, held_out, steps, 
                 rank,
                 micro_batch_tokens=config.train.micro_batch_tokens,
                 optimizer=optimizer,
+                adapters=adapters,
             )
 
-        engine = build(OPTIMIZER)
+        engine = build(OPTIMIZER, adapters)
         launched = SimpleNamespace(rank=rank, first=None)
-        prepare = method.preparation(Parts(config, engine, build, (), Path(), launched))
+        frozen = partial(before_training, engine, build)
+        prepare = method.preparation(Parts(config, engine, frozen, (), Path(), launched))
         found = []
         for step in range(steps):
             rows = examples[method.name]

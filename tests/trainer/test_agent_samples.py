@@ -20,6 +20,7 @@ from megarlhf.trainer.experience import (
     largest_gap,
     rollout_metrics,
 )
+from megarlhf.trainer.staleness import staleness
 from megarlhf.trainer.updates import sequences_in
 
 MASKS = ([1, 1, 0, 0, 1], [1, 0, 1], [1, 0, 0, 1, 1, 0, 1], [1, 1])
@@ -143,6 +144,13 @@ def test_several_sequences_of_a_sample_are_credited_as_one(name):
     assert more[3].fields.keys() == more[0].fields.keys()
     assert more[3].fields is not more[1].fields
     assert sum(more[3].fields["loss_weight"]) == 0
+
+
+def test_only_sampled_tokens_are_stale():
+    """Weights of version 5 learn from tokens of versions 5, 3 and 1."""
+    first = sample([1], version_spans=[(1, 1)])
+    last = sample([1, 1, 0, 0, 0, 1], version_spans=[(5, 2), (3, 6)], earlier=[first])
+    assert staleness([[last]], 5) == {"staleness_mean": (4 + 0 + 0 + 2) / 4, "staleness_max": 4.0}
 
 
 def test_how_many_sequences_can_be_dealt():

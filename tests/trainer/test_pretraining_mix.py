@@ -99,8 +99,10 @@ def test_the_gradient_is_the_sum(ranks, tmp_path, layout):
             assert worst < 1e-13
             assert metrics["ptx_loss"] == pytest.approx(nll, rel=1e-12)
             assert metrics["loss"] == pytest.approx(alone["loss"] + COEF * nll, rel=1e-12)
-            for name in ("policy_loss", "kl", "entropy", "logprob_gap"):
+            for name in ("policy_loss", "kl", "entropy"):
                 assert metrics[name] == pytest.approx(alone[name], rel=1e-12)
+            # Measured in fp32. Seen: 5e-8.
+            assert metrics["logprob_gap"] == pytest.approx(alone["logprob_gap"], rel=5e-7)
 
 
 def test_an_impossible_token_of_a_row_does_not_reach_the_policy():

@@ -14,6 +14,7 @@ from megarlhf.config.schema.algorithm import (
 )
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -34,6 +35,7 @@ from megarlhf.config.schema.learning import (
     PretrainingDataConfig,
     PtxConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.offline import (
     DistillationLossConfig,
     DPOConfig,
@@ -70,6 +72,8 @@ __all__ = [
     "EvaluationConfig",
     "KDConfig",
     "KTOConfig",
+    "LoraConfig",
+    "MachinesConfig",
     "ModelConfig",
     "OfflineConfig",
     "OptimizerConfig",

@@ -71,6 +71,15 @@ class TrainConfig:
 
 
 @dataclass(frozen=True)
+class MachinesConfig:
+    """The machines that a run is planned for (`megarlhf plan`); a run takes those that it finds."""
+
+    gpu: str | None = None  # as megarlhf/plan/hardware.json calls it: a100-80g, h100, ...
+    nodes: int = 1
+    gpus_per_node: int = 8
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """Where the run writes: checkpoints, metrics, report and the exported model."""
 

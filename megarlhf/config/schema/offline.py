@@ -5,6 +5,7 @@ from typing import Literal
 
 from megarlhf.config.schema.common import (
     REQUIRED,
+    MachinesConfig,
     ModelConfig,
     OptimizerConfig,
     OutputConfig,
@@ -18,6 +19,7 @@ from megarlhf.config.schema.data import (
     SupervisedDataConfig,
     UnpairedDataConfig,
 )
+from megarlhf.config.schema.lora import LoraConfig
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,9 @@ class OfflineConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: RowDataConfig = field(default_factory=RowDataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    cluster: MachinesConfig = field(default_factory=MachinesConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
 
 

@@ -4,14 +4,21 @@ from dataclasses import dataclass, field
 
 from megarlhf.config.schema.agent import AgentConfig
 from megarlhf.config.schema.algorithm import AlgorithmConfig, CriticConfig, ReferenceConfig
-from megarlhf.config.schema.common import ModelConfig, OptimizerConfig, OutputConfig, TrainConfig
+from megarlhf.config.schema.common import (
+    MachinesConfig,
+    ModelConfig,
+    OptimizerConfig,
+    OutputConfig,
+    TrainConfig,
+)
 from megarlhf.config.schema.data import PromptDataConfig
 from megarlhf.config.schema.learning import EMAConfig, EvaluationConfig, PtxConfig
+from megarlhf.config.schema.lora import LoraConfig
 from megarlhf.config.schema.sampling import RewardConfig, RolloutConfig, StreamConfig
 
 
 @dataclass(frozen=True)
-class ClusterConfig:
+class ClusterConfig(MachinesConfig):
     """Where Ray puts things. With RAY_ADDRESS set, that cluster is used instead of a local one.
 
     Under torchrun every model has all of its ranks, and shares them: docs/placement.md.
@@ -39,6 +46,7 @@ class RLConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     data: PromptDataConfig = field(default_factory=PromptDataConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)

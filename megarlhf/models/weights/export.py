@@ -30,7 +30,6 @@ SHARD_BYTES = 4 * 2**30
 BUCKET_BYTES = 32 * 2**20
 
 
-@torch.no_grad()
 def export_huggingface(
     spec: ModelSpec,
     topology: Topology,
@@ -56,6 +55,24 @@ def export_huggingface(
     """
     tensors = {n: (spec.dtype_of(n, dtype), shape) for n, shape in spec.tensors.items()}
     shards = plan_shards(tensors, SHARD_BYTES)
+    prints = write_shards(spec, topology, rank, chunks, directory, shards)
+    on_first(lambda: finish(spec, directory, shards, dtype, prints))
+
+
+@torch.no_grad()
+def write_shards(
+    spec: ModelSpec,
+    topology: Topology,
+    rank: int,
+    chunks: Sequence[nn.Module],
+    directory: Path,
+    shards: Sequence[Shard],
+) -> dict[str, fingerprint.TensorPrint]:
+    """Write the tensors of a directory that is still to be published: see `export_huggingface`.
+
+    Returns:
+        Their prints.
+    """
     on_first(lambda: publishing.create(directory, shards))
     writer = _Writer(publishing.partial_of(directory), shards, topology.world)
     held = holdings(spec, topology)
@@ -67,8 +84,7 @@ def export_huggingface(
             )
             if rows is not None:
                 writer.write(name, start, rows)
-    prints = writer.all_prints()
-    on_first(lambda: _finish(spec, directory, shards, dtype, prints))
+    return writer.all_prints()
 
 
 class _Writer:
@@ -172,13 +188,14 @@ def _gather(
     return whole.view(stop - start, -1).view(torch.uint8).numpy()
 
 
-def _finish(
+def finish(
     spec: ModelSpec,
     directory: Path,
     shards: Sequence[Shard],
     dtype: torch.dtype,
     prints: Mapping[str, fingerprint.TensorPrint],
 ) -> None:
+    """Give a directory whose tensors are written its other files, and its name."""
     partial = publishing.partial_of(directory)
     copy_companions(spec, partial)
     write_config(spec, partial, dtype)

@@ -96,6 +96,11 @@ class Shard:
         return ((0, self.header),)
 
 
+def plan_file(file: str, tensors: Mapping[str, tuple[torch.dtype, Shape]]) -> Shard:
+    """One file for tensors in their order."""
+    return _shard(file, {name: StoredTensor(*kind) for name, kind in tensors.items()})
+
+
 def plan_shards(tensors: Mapping[str, tuple[torch.dtype, Shape]], shard_bytes: int) -> list[Shard]:
     """Files of at most ``shard_bytes`` (but with one tensor at least) for tensors in their order."""
     groups: list[dict[str, StoredTensor]] = [{}]

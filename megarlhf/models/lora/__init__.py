@@ -1,0 +1,1 @@
+"""Low-rank adapters: which they are, where their parts lie, their files, their arithmetic."""

@@ -1,0 +1,35 @@
+"""The adapters of all experts of a rank, in two grouped matrix products."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from megarlhf.models.lora.linear import LinearAdapter
+
+ALIGNMENT = 16  # bytes to which torch's kernels want each row to begin
+
+
+def grouped_adapters(
+    adapters: "Sequence[LinearAdapter]", tokens: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor | None:
+    """What adapters add to the outputs of their experts' linears; None where nothing.
+
+    Args:
+        adapters: One an expert, alike.
+        tokens: [T, in], in the order of their experts.
+        ends: Where each expert's tokens end, int32.
+
+    Returns:
+        [T, out].
+    """
+    pairs = [adapter.matrices() for adapter in adapters]
+    if pairs[0] is None:
+        return None
+    down, up = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
+    missing = -down.shape[1] % (ALIGNMENT // down.element_size())
+    down, up = F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))  # zeros add nothing
+    inner = F.grouped_mm(adapters[0].dropped(tokens), down.transpose(1, 2), offs=ends)
+    return adapters[0].scaling * F.grouped_mm(inner, up.transpose(1, 2), offs=ends)

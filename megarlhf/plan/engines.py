@@ -1,0 +1,146 @@
+"""What a vLLM engine's rank keeps, and what a weight update sends, from the stream's own plans."""
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from megarlhf.config.schema import RLConfig
+from megarlhf.models.build import DTYPES
+from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.topology import Topology
+from megarlhf.plan.hardware import GIB, Calibration, Gpu
+from megarlhf.plan.layers import FEW, have_equal_layers
+from megarlhf.plan.roles import Role
+from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
+from megarlhf.sync.plan import numel, plan_stream
+from megarlhf.trainer.engine_settings import engine_settings
+
+
+@dataclass(frozen=True)
+class EngineNeeds:
+    """A rank of an engine.
+
+    Attributes:
+        ranks: Of one engine.
+        count: Engines.
+        weights: Bytes.
+        token_bytes: Of the KV cache, a token.
+        cache: Bytes that are left for the KV cache; negative where there are none.
+        longest: Tokens of the longest sequence.
+        running: Sequences in flight at most: what is asked for, or what the cache holds.
+    """
+
+    ranks: int
+    count: int
+    weights: int
+    token_bytes: int
+    cache: int
+    longest: int
+    running: int
+
+
+@dataclass(frozen=True)
+class StreamNeeds:
+    """A weight update.
+
+    Attributes:
+        bucket: Bytes of the two buckets that exist at a time.
+        most_sent: Bytes that a rank of the trainer sends at most.
+        most_received: Bytes that a rank of an engine is sent at most.
+    """
+
+    bucket: int
+    most_sent: int
+    most_received: int
+
+
+def engine_needs(
+    config: RLConfig, directory: Path, gpu: Gpu, calibration: Calibration
+) -> EngineNeeds:
+    """Weights and KV cache of a rank of an engine.
+
+    Args:
+        config: The run's.
+        directory: Of the model's ``config.json``.
+        gpu: What it runs on.
+        calibration: vLLM's own needs.
+
+    Raises:
+        UserError: See `engine_parameters`.
+    """
+    spec, settings = ModelSpec.read(directory), engine_settings(config)
+    itemsize = DTYPES[settings.dtype].itemsize
+    elements = sum(
+        math.prod(parameter.shape) for parameter in engine_parameters(spec, _topology(config), 0)
+    )
+    overhead = calibration.engine_gib + calibration.context_gib
+    overhead += calibration.communication_gib if settings.tensor_parallel > 1 else 0
+    room = gpu.nbytes * settings.gpu_memory_utilization - overhead * GIB
+    cache = int(room - elements * itemsize)
+    token_bytes = _token_bytes(spec, settings.tensor_parallel, itemsize)
+    held = max(0, cache) // (token_bytes * settings.max_length)
+    return EngineNeeds(
+        ranks=settings.tensor_parallel,
+        count=config.rollout.engines,
+        weights=elements * itemsize,
+        token_bytes=token_bytes,
+        cache=cache,
+        longest=settings.max_length,
+        running=min(settings.max_sequences, held),
+    )
+
+
+def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
+    """Bytes of a weight update, by the plan that both ends replay.
+
+    Of equal layers a few are planned and the rest extrapolated, unless ``exact``.
+    """
+    itemsize = DTYPES[engine_settings(config).dtype].itemsize
+    elements = config.stream.bucket_mib * 2**20 // itemsize
+    topology, engine, spec = actor.topology, _topology(config), actor.spec
+    chunks = topology.pp * topology.vpp
+    if exact or not have_equal_layers(actor) or spec.num_layers <= (FEW + 1) * chunks:
+        sent, received = _most(spec, topology, engine, elements)
+    else:
+        low, high = (
+            _most(_of_layers(spec, layers * chunks), _even(topology), engine, elements)
+            for layers in (FEW - 1, FEW)
+        )
+        times = spec.num_layers / chunks - (FEW - 1)
+        sent, received = (round(a + (b - a) * times) for a, b in zip(low, high, strict=True))
+    return StreamNeeds(2 * config.stream.bucket_mib * 2**20, sent * itemsize, received * itemsize)
+
+
+def _most(
+    spec: ModelSpec, topology: Topology, engine: EngineTopology, elements: int
+) -> tuple[int, int]:
+    sent, received = Counter[int](), Counter[tuple[int, int]]()
+    for bucket in plan_stream(spec, topology, engine, elements):
+        for worker, messages in bucket.messages.items():
+            for sender, moves in messages.items():
+                size = numel(moves)
+                sent[sender] += size
+                received[worker] += size
+    return max(sent.values()), max(received.values())
+
+
+def _topology(config: RLConfig) -> EngineTopology:
+    rollout = config.rollout
+    return EngineTopology(rollout.tensor_parallel, rollout.expert_parallel, rollout.engines)
+
+
+def _of_layers(spec: ModelSpec, layers: int) -> ModelSpec:
+    return replace(spec, settings={**spec.settings, "num_layers": layers})
+
+
+def _even(topology: Topology) -> Topology:
+    return replace(topology, chunk_layers=None)
+
+
+def _token_bytes(spec: ModelSpec, ranks: int, itemsize: int) -> int:
+    """Keys and values of a token on a rank; windows are not taken off."""
+    settings = spec.settings
+    groups = int(settings.get("num_query_groups") or settings["num_attention_heads"])
+    own = max(1, groups // ranks)
+    return 2 * spec.num_layers * own * int(settings["kv_channels"]) * itemsize

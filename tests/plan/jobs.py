@@ -1,0 +1,119 @@
+"""What the ranks run in the planner's tests."""
+
+import io
+import logging
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import torch.distributed as dist
+
+from megarlhf.algo.supervised_loss import NegativeLogLikelihood
+from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.errors import UserError
+from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.groups import make_groups
+from megarlhf.parallel.topology import Topology
+from megarlhf.plan import search, tool
+from megarlhf.plan.fake_run import measure, run_rank
+from megarlhf.plan.hardware import Calibration
+from megarlhf.plan.layers import run_stage
+from megarlhf.plan.memory import Devices, RoleRun, training_places
+from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, roles_of
+from megarlhf.plan.subject import read_subject
+
+
+def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True):
+    topology = Topology.of(ParallelConfig(**parallel), world)
+    config = ModelConfig(
+        path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
+    )
+    work = Work(sequences=8 * topology.dp, tokens=tokens)
+    return Role(
+        name="model",
+        ranks="model",
+        spec=ModelSpec.read(path),
+        config=config,
+        topology=topology,
+        micro_batch_tokens=tokens if tokens > 1000 else 2 * tokens,
+        optimizer=OptimizerConfig(),
+        loss=NegativeLogLikelihood(),
+        work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
+    )
+
+
+def real_run(rank, world, path, parallel, settings):
+    """On real gloo ranks, with real tensors."""
+    role = role_of(path, parallel, world, **settings)
+    return measure(role, rank, make_groups(role.topology, seed=1), filled_for=0)
+
+
+@contextmanager
+def _without_world():
+    """The pool's process group goes, and one of this rank alone is there again afterwards."""
+    dist.destroy_process_group()
+    try:
+        yield
+    finally:
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+
+
+def fake_runs(rank, world, cases):
+    """Each case's ranks, one after the other, in this process."""
+    with _without_world():
+        return [
+            [
+                run_rank(role_of(path, parallel, size, **settings), each, filled_for=0)
+                for each in (0, size - 1)
+            ]
+            for path, parallel, size, settings in cases
+        ]
+
+
+def deep_stage(rank, world, path, parallel, size, stage):
+    """A stage extrapolated from few layers, and run with all of them."""
+    with _without_world():
+        role = role_of(path, parallel, size, recompute="full", score=False)
+        return [run_stage(role, stage, exact=exact) for exact in (False, True)]
+
+
+def stages(rank, world, cases, tokens):
+    """Of each case the first rank of a stage."""
+    with _without_world():
+        return [
+            run_stage(role_of(path, parallel, size, tokens=tokens, score=False), stage, exact=False)
+            for path, parallel, size, stage in cases
+        ]
+
+
+def first_stages(rank, world, files):
+    """Of each configuration the trained models' first stages: peak and memory of a GPU."""
+    with _without_world():
+        return [
+            _first_stages(read_subject(Path(file), (), calibration=Calibration())) for file in files
+        ]
+
+
+def _first_stages(subject):
+    found = []
+    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
+        if role.optimizer is not None:
+            role = replace(role, work={TRAIN: role.work[TRAIN]})
+            devices = Devices(role.name, ((RoleRun(role, {0: run_stage(role, 0, exact=False)}),),))
+            (place,) = training_places(devices, subject.gpu, subject.calibration, None)
+            found.append((place.peak, place.memory))
+    return found
+
+
+def command(rank, world, settings, seconds=None):
+    """The command's exit status and what it prints, or the error."""
+    printed = io.StringIO()
+    limit = patch.object(search, "SECONDS", seconds or search.SECONDS)
+    with _without_world(), redirect_stdout(printed), limit:
+        try:
+            return tool.run_plan(settings), printed.getvalue()
+        except UserError as error:
+            return error.status, str(error)
+        finally:
+            logging.disable(logging.NOTSET)

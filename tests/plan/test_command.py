@@ -1,0 +1,71 @@
+"""The command, on a tiny model: a plan, its page, a search, and what is refused."""
+
+import json
+
+import pytest
+
+from megarlhf.errors import UserError
+from megarlhf.plan import tool
+from megarlhf.plan.hardware import calibrated, gpu
+from tests.models.tiny import CONFIG
+from tests.plan import jobs
+
+MACHINES = ("cluster.gpu=l40s", "cluster.gpus_per_node=2", "output.dir=o", "model.path=tiny")
+
+
+@pytest.fixture
+def shape(tmp_path):
+    config = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", **CONFIG, "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def settings(shape, *overrides, **options):
+    small = ("data.max_prompt_tokens=32", "rollout.max_new_tokens=32", "rollout.prompts_per_step=8")
+    return tool.Settings(None, (*MACHINES, *small, *overrides), model_config=shape, **options)
+
+
+def test_a_plan_says_who_needs_what_and_how_long_it_takes(ranks, shape, tmp_path):
+    out, page = tmp_path / "plan.json", tmp_path / "plan.html"
+    ppo = settings(shape, "algorithm.name=ppo", "cluster.gpus_per_node=3", json=out, html=page)
+    ((status, text),) = ranks.run(1, jobs.command, ppo)
+    plan = json.loads(out.read_text())
+    assert (status, plan["verdict"]) == (0, "fits")
+    assert [place["name"] for place in plan["places"]] == ["actor", "critic", "engines"]
+    names = [span["name"] for span in plan["spans"]]
+    assert names == [
+        *("generate", "score actor", "score reference", "score critic"),
+        *("train actor", "train critic", "stream"),
+    ]
+    assert text.startswith("a run on 1 x 3 l40s (44.4 GiB each): fits")
+    html = page.read_text()
+    assert html.count("<svg") == 4  # the timeline, and each place's memory
+    assert "<script" not in html and "http" not in html
+
+
+def test_a_search_ranks_what_fits(ranks, shape):
+    ((status, text),) = ranks.run(1, jobs.command, settings(shape, search=True), 8.0)
+    assert status == 0
+    assert "1. " in text and "rollout.engines=" in text
+
+
+def refusal(ranks, options):
+    ((status, text),) = ranks.run(1, jobs.command, options)
+    assert status == 2
+    return text
+
+
+def test_what_is_missing_is_named(ranks, shape):
+    assert "lora" in refusal(ranks, settings(shape, "lora.rank=8"))
+    assert "cluster.gpu" in refusal(ranks, settings(shape, "cluster.gpu=none"))
+    named = tool.Settings(None, (*MACHINES, "model.path=no/such-model"))
+    assert "--model-config" in refusal(ranks, named)
+
+
+def test_figures_and_constants_are_looked_up():
+    assert gpu("h100").tflops_bf16 == 989
+    assert calibrated(["products=0.5"]).products == 0.5
+    with pytest.raises(UserError, match="no figures of a GPU"):
+        gpu("h1000")
+    with pytest.raises(UserError, match="no constant"):
+        calibrated(["product=0.5"])
