@@ -49,7 +49,7 @@ def main() -> None:
         for ahead, done in runs.items():
             done.append(measured(options, ahead, seed=options.seed + number))
             print(f"async_steps={ahead} seed={options.seed + number}: {done[-1]}", flush=True)
-    in_turn = statistics.median(one["s/step"] for one in runs[options.async_steps[0]])
+    in_turn = statistics.median(one["s/step"] for one in runs[min(options.async_steps)])
     rows = []
     for ahead, done in runs.items():
         medians = {key: statistics.median(one[key] for one in done) for key in done[0]}

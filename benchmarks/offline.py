@@ -1,10 +1,9 @@
-"""Tokens a second of SFT and DPO steps: ours, packed, against Hugging Face's model in padded batches.
+"""Tokens a second of SFT and DPO steps: ours against TRL's SFTTrainer and DPOTrainer.
 
-One process, one thread, in turns, the same weights and rows. The padded way is that of TRL's trainers:
-micro-batches of a fixed number of rows, filled up to the longest of them; for DPO the chosen and the
-rejected answers in one batch, the reference's log-probabilities of them in a second forward pass. TRL
-itself is no dependency, so its loops are written out here. Rows have lengths like those of GSM8K's
-solutions (log-normal).
+One process, one thread, in turns, the same weights and rows. TRL fills micro-batches of a fixed number
+of rows up to the longest of them; for DPO the reference's log-probabilities are a second forward pass on
+either side. Rows have lengths like those of GSM8K's solutions (log-normal). TRL is no dependency of
+megarlhf: requirements/benchmark.txt.
 """
 
 import argparse
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.timing import table, take_turns, write_json
 from benchmarks.train_step import LR, SIZES, VOCABULARY, write_model
@@ -25,6 +23,7 @@ from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, PreferenceLossConfig
 from megarlhf.data.records import Example
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.demo.model import make_tokenizer
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.context import sequence_sums
@@ -51,19 +50,19 @@ def main() -> None:
         path = write_model(Path(directory), options.size)
         pairs = draw_pairs(options.rows, options.longest)
         answers = [Example([s], e.prompt_tokens) for e in pairs for s in e.sequences]
-        ours, theirs = Ours(path, options), Padded(path, options)
+        ours, theirs = Ours(path, options), Trl(path, options, Path(directory))
         rows = []
         for method, examples in (("sft", answers), ("dpo", pairs)):
             tokens = sum(len(s.token_ids) for e in examples for s in e.sequences)
             seconds = take_turns(
                 {
-                    "megarlhf, packed": functools.partial(getattr(ours, method), examples),
-                    "Hugging Face, padded": functools.partial(getattr(theirs, method), examples),
+                    "megarlhf": functools.partial(getattr(ours, method), examples),
+                    "TRL": functools.partial(getattr(theirs, method), examples),
                 },
                 rounds=options.rounds,
                 warmup=1,
             )
-            base = seconds["Hugging Face, padded"]
+            base = seconds["TRL"]
             rows += [
                 {"method": method, "step": name, "tokens/s": tokens / s, "ratio": base / s}
                 for name, s in seconds.items()
@@ -127,61 +126,85 @@ class Ours:
         self._engine.train_step(batch.sequences, loss, lr=LR, groups=batch.groups)
 
 
-class Padded:
-    """Hugging Face's model with its default attention, torch's fused AdamW and padded batches."""
+class Trl:
+    """TRL's trainers: their collation, loss and backward pass, then their optimizer's step.
 
-    def __init__(self, path: Path, options: argparse.Namespace) -> None:
+    Called a step at a time, which leaves out their loop's own work (hooks, logs), and takes turns.
+    """
+
+    def __init__(self, path: Path, options: argparse.Namespace, directory: Path) -> None:
+        from datasets import Dataset
         from transformers import AutoModelForCausalLM
+        from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+        def model() -> Any:
+            return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+
+        common = {
+            "output_dir": str(directory / "trl"),
+            "use_cpu": True,
+            "bf16": False,
+            "gradient_checkpointing": False,
+            "report_to": "none",
+            "optim": "adamw_torch_fused",
+            "learning_rate": LR,
+            "max_length": None,
+        }
+        tokenizer = make_tokenizer()
         self._rows = options.micro_batch
-        self._model, self._reference = (
-            AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for _ in range(2)
+        row = {"prompt": "one", "completion": " two", "chosen": " two", "rejected": " three"}
+        data = {  # of the right form; the measured rows go to the collators themselves
+            "sft": Dataset.from_list([{name: row[name] for name in ("prompt", "completion")}]),
+            "dpo": Dataset.from_list([{name: row[name] for name in row if name != "completion"}]),
+        }
+        self._sft = SFTTrainer(
+            model(),
+            args=SFTConfig(**common),
+            train_dataset=data["sft"],
+            processing_class=tokenizer,
         )
-        self._model.train()
-        self._reference.eval()
-        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LR, fused=True)
+        self._dpo = DPOTrainer(
+            model(),
+            ref_model=model(),
+            args=DPOConfig(**common, beta=BETA),
+            train_dataset=data["dpo"],
+            processing_class=tokenizer,
+        )
+        for trainer in (self._sft, self._dpo):
+            trainer.create_optimizer()
+            trainer.model.train()
 
     def sft(self, examples: Sequence[Example]) -> None:
         """One step."""
-        trained = sum(sum(e.sequences[0].loss_mask) for e in examples)
-        for part in self._micro_batches(examples, self._rows):
-            logprobs = self._logprobs(self._model, [e.sequences[0] for e in part])
-            (-logprobs.sum() / trained).backward()
-        self._finish()
+        rows = [
+            {"input_ids": s.token_ids, "labels": _labels(s)} for e in examples for s in e.sequences
+        ]
+        trained = sum(sum(s.loss_mask) for e in examples for s in e.sequences)
+        self._step(self._sft, rows, self._rows, torch.tensor(trained))
 
     def dpo(self, examples: Sequence[Example]) -> None:
         """One step, the reference's pass included."""
-        for part in self._micro_batches(examples, max(1, self._rows // 2)):
-            sequences = [e.sequences[0] for e in part] + [e.sequences[1] for e in part]
-            ratios = self._logprobs(self._model, sequences).sum(-1)
-            with torch.no_grad():
-                reference = self._logprobs(self._reference, sequences).sum(-1)
-            chosen, rejected = (ratios - reference).chunk(2)
-            (-F.logsigmoid(BETA * (chosen - rejected)).sum() / len(examples)).backward()
-        self._finish()
+        rows = []
+        for example in examples:
+            ids, size = [s.token_ids for s in example.sequences], example.prompt_tokens
+            prompt, chosen, rejected = ids[0][:size], ids[0][size:], ids[1][size:]
+            rows.append({"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected})
+        self._step(self._dpo, rows, max(1, self._rows // 2), None)
 
     @staticmethod
-    def _micro_batches(examples: Sequence[Example], rows: int) -> list[Sequence[Example]]:
-        return [examples[begin : begin + rows] for begin in range(0, len(examples), rows)]
+    def _step(trainer: Any, rows: list[dict], size: int, items: torch.Tensor | None) -> None:
+        trainer.current_gradient_accumulation_steps = -(-len(rows) // size)
+        for begin in range(0, len(rows), size):
+            batch = trainer.data_collator(rows[begin : begin + size])
+            trainer.training_step(trainer.model, batch, num_items_in_batch=items)
+        torch.nn.utils.clip_grad_norm_(trainer.model.parameters(), 1.0)
+        trainer.optimizer.step()
+        trainer.optimizer.zero_grad()
 
-    @staticmethod
-    def _logprobs(model: Any, sequences: Sequence[TokenSequence]) -> torch.Tensor:
-        """[B, L - 1], 0 where not trained."""
-        longest = max(len(s.token_ids) for s in sequences)
 
-        def padded(values: Sequence[float], kind: torch.dtype) -> torch.Tensor:
-            return torch.tensor([[*v, *[0] * (longest - len(v))] for v in values], dtype=kind)
-
-        ids = padded([s.token_ids for s in sequences], torch.int64)
-        attended = padded([[1] * len(s.token_ids) for s in sequences], torch.int64)
-        mask = padded([s.loss_mask for s in sequences], torch.float32)[:, 1:]
-        logits = model(ids, attention_mask=attended).logits[:, :-1]
-        return logits.log_softmax(-1).gather(2, ids[:, 1:, None]).squeeze(2) * mask
-
-    def _finish(self) -> None:
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+def _labels(sequence: TokenSequence) -> list[int]:
+    pairs = zip(sequence.token_ids, sequence.loss_mask, strict=True)
+    return [token if trained else -100 for token, trained in pairs]
 
 
 if __name__ == "__main__":

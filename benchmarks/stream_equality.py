@@ -1,10 +1,13 @@
-"""After updates a live engine equals one that is freshly loaded from the same weights.
+"""After each update a live engine equals one that is freshly loaded from the same weights.
 
-Greedy ids and their log-probabilities, for dense, tied and mixed models, two engines, and TP=2.
+Greedy ids and their log-probabilities, for dense, tied and mixed models, two engines, TP=2 and EP=2. The
+fresh one is a new process each time, forked from one that has only imported vLLM.
 """
 
 import argparse
 import itertools
+import multiprocessing
+import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +19,13 @@ from safetensors.torch import save_file
 from benchmarks.timing import table, write_json
 from megarlhf.data.records import Sample
 from megarlhf.parallel.topology import Topology
-from megarlhf.rollout.settings import Sampling
+from megarlhf.rollout.settings import Sampling, engine_environment
 from megarlhf.sync.engine_layout import EngineTopology
 from tests.models.tiny import read_tensors
 from tests.rollout.engine_process import EngineProcess, Trainer, prompts_of, settings_of
 from tests.rollout.models import write_engine_model
 
+PRELOADED = ("megarlhf.rollout.engine", "megarlhf.sync.receiver", "tests.rollout.engine_process")
 GREEDY = Sampling(1, 0.0, 1.0, -1, 24)
 PROMPTS = prompts_of([5, 6, 7], [1, 2, 3, 4, 5], [9, 8], [4])
 
@@ -48,8 +52,16 @@ CASES = {
 }
 
 
+class FreshEngine(EngineProcess):
+    """An engine whose process need not import anything."""
+
+    start_method = "forkserver"
+
+
 def main() -> None:
     """Run from the command line."""
+    os.environ.update(engine_environment(1, on_gpu=False))  # vLLM is imported with it
+    multiprocessing.set_forkserver_preload(["vllm", "vllm.v1.worker.cpu_worker", *PRELOADED])
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.stream_equality", description=__doc__
     )
@@ -111,7 +123,7 @@ def run(case: Case, directory: Path, updates: int, fresh_every: int) -> dict[str
 
 def of_fresh_engine(settings: Any) -> list[Sample]:
     """The answers of an engine that loads the model from its files."""
-    engine = EngineProcess(settings)
+    engine = FreshEngine(settings)
     try:
         return answers(engine)
     finally:

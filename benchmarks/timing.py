@@ -11,14 +11,19 @@ import torch
 
 
 def take_turns(
-    ways: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 2
+    ways: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 2,
+    of: Callable[[list[float]], float] = statistics.median,
 ) -> dict[str, float]:
-    """Median seconds of each way. Every round runs all of them, so that a slow spell hits all.
+    """Seconds of each way. Every round runs all of them, so that a slow spell hits all.
 
     Args:
         ways: What to call, by name.
         rounds: Measured calls of each.
         warmup: Calls of each before.
+        of: What to take of them; the least is what is least disturbed by a machine's other work.
     """
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(warmup + rounds):
@@ -29,7 +34,7 @@ def take_turns(
             _synchronize()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - began)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+    return {name: of(values) for name, values in seconds.items()}
 
 
 def _synchronize() -> None:

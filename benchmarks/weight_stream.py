@@ -18,7 +18,9 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.gather_and_load import GatherAndLoad
+from benchmarks.memory import Watch
 from benchmarks.shapes import SHAPES, spec_of
+from benchmarks.stream_ranks import Ranks
 from benchmarks.timing import table, take_turns, write_json
 from megarlhf.demo.model import make_model
 from megarlhf.models.spec import ModelSpec
@@ -26,7 +28,7 @@ from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
 from megarlhf.sync.plan import numel, plan_stream
 from tests.models.tiny import read_tensors
-from tests.rollout.engine_process import EngineProcess, Trainer, settings_of
+from tests.rollout.engine_process import EngineProcess, settings_of
 from tests.sync import shapes as small
 
 LLAMA = {"architectures": ["LlamaForCausalLM"], "rms_norm_eps": 1e-5, "head_dim": 64}
@@ -36,6 +38,7 @@ SIZES = {
 }
 VOCABULARY = 8192
 BUCKET = 32 * 2**20  # the default of stream.bucket_mib
+FLOOR = "floor: one copy"
 
 PLANS = (
     ("8B", Topology(world=8, tp=4), EngineTopology(2, engines=4)),
@@ -59,7 +62,7 @@ def main() -> None:
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["90M"])
     parser.add_argument("--linears", nargs="+", default=["plain", "packed"])
     parser.add_argument("--ranks", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--link-gb-s", type=float, default=50.0, help="of each rank, one direction")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -134,7 +137,7 @@ def exact_bytes() -> list[dict[str, Any]]:
 
 
 def updates(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Seconds of an update, the ways in turns."""
+    """Seconds of an update at best, the ways in turns."""
     rows = []
     for size, linears, ranks in itertools.product(options.sizes, options.linears, options.ranks):
         with tempfile.TemporaryDirectory() as directory:
@@ -149,26 +152,34 @@ def updates(options: argparse.Namespace) -> list[dict[str, Any]]:
 def _updates(
     path: Path, size: str, *, packed: bool, ranks: int, rounds: int
 ) -> list[dict[str, Any]]:
-    topology, engine = Topology(world=ranks, tp=ranks), EngineTopology()
-    tensors = read_tensors(path)
+    topology, tensors = Topology(world=ranks, tp=ranks), read_tensors(path)
     process = EngineProcess(settings_of(path), packed=packed)
+    trainer = Ranks(path, topology, process)
     try:
-        ways = {}
-        for transport in ("gloo", "shared_memory"):
-            trainer = Trainer(path, topology, engine, transport=transport, bucket_bytes=BUCKET)
-            trainer.load(tensors)
-            trainer.connect(0, process)
-            process.call(keep_inlet, transport)
-            ways[transport] = functools.partial(update, trainer, process, transport)
-        ways["gather, load_weights"] = GatherAndLoad(trainer, tensors, process, packed=packed)
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        connect = {
+            "gather, load_weights": lambda: GatherAndLoad(trainer, shapes, BUCKET, packed=packed),
+            "gloo": lambda: _connected(trainer, "gloo"),
+            "shared_memory": lambda: _connected(trainer, "shared_memory"),
+        }
+        ways, extra = {}, {}
+        for name, join in connect.items():
+            process.call(watch)
+            trainer.call("watch")
+            ways[name] = join()
+            kept, _ = process.call(watched)  # as long as the engine is joined
+            process.call(watch)
+            ways[name]()
+            _, most = process.call(watched)
+            extra[name] = kept + most, max(most for _, most in trainer.call("watched"))
         copies = [torch.zeros_like(tensor) for tensor in tensors.values()]
         pairs = list(zip(copies, tensors.values(), strict=True))
-        ways["floor: one copy"] = lambda: [target.copy_(source) for target, source in pairs]
-        seconds = take_turns(ways, rounds=rounds, warmup=1)
-        extra = {name: peak_memory(process, run) for name, run in ways.items()}
+        ways[FLOOR] = lambda: [target.copy_(source) for target, source in pairs]
+        seconds = take_turns(ways, rounds=rounds, warmup=1, of=min)
     finally:
         process.close()
-    floor, gather = seconds["floor: one copy"], seconds["gather, load_weights"]
+        trainer.close()
+    floor, gather = seconds[FLOOR], seconds["gather, load_weights"]
     return [
         {
             "model": size,
@@ -179,51 +190,26 @@ def _updates(
             "ms": 1000 * value,
             "times the floor": value / floor,
             "gather / this": gather / value,
-            "engine's extra MiB": round(extra[name]),
+            "engine's extra MiB": round(extra[name][0]) if name in extra else "",
+            "a rank's extra MiB": round(extra[name][1]) if name in extra else "",
         }
         for name, value in seconds.items()
     ]
 
 
-def update(trainer: Trainer, process: EngineProcess, transport: str) -> None:
-    """One update over one of the transports that the engine has joined."""
-    process.call(use_inlet, transport)
-    trainer.update({0: process}, 1)
+def _connected(trainer: Ranks, transport: str) -> Callable[[], None]:
+    trainer.connect(transport, BUCKET)
+    return functools.partial(trainer.update, transport)
 
 
-def keep_inlet(engine: Any, transport: str) -> None:
-    """Runs in the engine: remember the end that it has joined last."""
-
-    def keep(worker: Any) -> None:
-        receiver = worker.weight_transfer_engine
-        worker.kept = {**getattr(worker, "kept", {}), transport: receiver._inlet}
-
-    engine._llm.collective_rpc(keep)
+def watch(engine: Any) -> None:
+    """Runs in the engine: begin to watch its memory, the weights that it shares included."""
+    engine.watch = Watch(anonymous=False)
 
 
-def use_inlet(engine: Any, transport: str) -> None:
-    """Runs in the engine: take that end from here on."""
-
-    def use(worker: Any) -> None:
-        worker.weight_transfer_engine._inlet = worker.kept[transport]
-
-    engine._llm.collective_rpc(use)
-
-
-def peak_memory(process: EngineProcess, run: Callable[[], Any]) -> float:
-    """MiB that the engine's process has beyond what it has before, at most, in one more call."""
-    before = process.call(resident_mib, True)["VmRSS"]
-    run()
-    return process.call(resident_mib, False)["VmHWM"] - before
-
-
-def resident_mib(engine: Any, reset: bool) -> dict[str, float]:
-    """Runs in the engine: its resident memory now and at most."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    lines = Path("/proc/self/status").read_text().splitlines()
-    pairs = (line.split(":") for line in lines if line.startswith(("VmRSS", "VmHWM")))
-    return {name: int(value.split()[0]) / 1024 for name, value in pairs}
+def watched(engine: Any) -> tuple[float, float]:
+    """Runs in the engine: see `Watch.stop`."""
+    return engine.watch.stop()
 
 
 def write_model(directory: Path, size: str) -> Path:

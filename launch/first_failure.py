@@ -41,7 +41,9 @@ def _recorded(folder: Path) -> str | None:
     _, file, record = min(records)
     log = Path(file).with_name("stderr.log")
     where = f"rank {record['rank']} on {record['node']} failed first"
-    return f"{where}; its log is {log}\n{record['message']['message'].rstrip()}"
+    if log.exists():  # Ray's driver prints into the job's own output
+        where += f"; its log is {log}"
+    return f"{where}\n{record['message']['message'].rstrip()}"
 
 
 def _last_words(folder: Path) -> str | None:

@@ -27,6 +27,23 @@ def correction_weights(
     return CORRECTIONS[config.correction](log_weight, tokens, config)
 
 
+def kl_weights(
+    tokens: Tokens, rollout_logprobs: torch.Tensor, config: AlgorithmConfig
+) -> torch.Tensor:
+    """[T], without gradient: min(w, high) with any correction, 1 for ``none``.
+
+    The KL to the reference is a mean over the trained policy's own tokens. k3 of a token that only the
+    sampler would still choose grows like reference / policy; times w that is reference / sampler,
+    which is bounded; so w has no lower bound here. As the unbiased KL estimate of DeepSeek-V3.2,
+    arXiv:2512.02556.
+    """
+    if config.correction == "none":
+        return torch.ones_like(rollout_logprobs)
+    return _weight((tokens.old_logprobs - rollout_logprobs).detach()).clamp(
+        max=config.correction_high
+    )
+
+
 def _weight(log_weight: torch.Tensor) -> torch.Tensor:
     return log_weight.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
 

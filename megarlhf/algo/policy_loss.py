@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from megarlhf.algo.aggregation import token_weights
-from megarlhf.algo.correction import correction_weights
+from megarlhf.algo.correction import correction_weights, kl_weights
 from megarlhf.algo.kl import estimate_kl
 from megarlhf.algo.loss import TokenMean
 from megarlhf.algo.registry import Algorithm
@@ -19,7 +19,8 @@ from megarlhf.data.records import MicroBatch
 class PolicyLoss(TokenMean):
     """The loss of a policy-gradient algorithm (a `TokenLoss`).
 
-    correction * surrogate + kl_coef * KL - entropy_coef * entropy at each token.
+    correction * surrogate + kl_coef * KL - entropy_coef * entropy at each token. With a correction the
+    KL is weighted too: see `kl_weights`.
 
     Reads the fields ``advantages``, ``loss_weight`` and ``rollout_logprobs``; ``reference_logprobs``
     where there is a KL coefficient; ``old_logprobs`` unless the rollout makes a single optimizer
@@ -64,6 +65,7 @@ class PolicyLoss(TokenMean):
         kl = torch.zeros_like(surrogate)
         if "reference_logprobs" in fields:
             kl = estimate_kl(logprobs, fields["reference_logprobs"], config.kl_estimator)
+            kl = kl * kl_weights(tokens, rollout, config)
             if config.kl_in == "loss":
                 loss = loss + config.kl_coef * kl
         if entropy is None:

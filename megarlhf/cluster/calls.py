@@ -4,10 +4,10 @@ import contextlib
 import pickle
 import threading
 import traceback
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from queue import SimpleQueue
 from typing import Any
 
 from megarlhf.cluster.processes import ProcessGone, Recipe, RemoteTraceback
@@ -42,7 +42,8 @@ class Line:
 class Handle:
     """The caller's end: ``handle.method.remote(*args)`` starts a call and returns a `Future`.
 
-    Calls may be made before the process is up, and are sent when it is.
+    Calls may be made before the process is up, and are sent when it is. Making one never waits: the
+    process may be busy with another and read nothing, and what it answers must be read meanwhile.
 
     Args:
         name: Of the process, for people.
@@ -53,10 +54,9 @@ class Handle:
     def __init__(self, name: str, host: int, number: int) -> None:
         self.name, self.host, self.number = name, host, number
         self._lock = threading.Lock()
-        self._line: Line | None = None
+        self._outbox: SimpleQueue[Any] = SimpleQueue()
         self._reader: threading.Thread | None = None
         self._waiting: dict[int, Future] = {}
-        self._unsent: list[tuple] = []
         self._calls = 0
         self._gone: str | None = None
 
@@ -66,15 +66,10 @@ class Handle:
         return _Method(self, method)
 
     def attach(self, line: Line, recipe: Recipe) -> None:
-        """The process is up: let it make its object, and send the calls so far."""
-        with self._lock:
-            self._line = line
-            line.send(recipe)
-            for message in self._unsent:
-                line.send(message)
-            self._unsent.clear()
-            self._reader = threading.Thread(target=self._read, args=(line,), daemon=True)
-            self._reader.start()
+        """The process is up: let it make its object, and send it the calls."""
+        self._reader = threading.Thread(target=self._read, args=(line,), daemon=True)
+        self._reader.start()
+        threading.Thread(target=self._send, args=(line, recipe), daemon=True).start()
 
     def lose(self, why: str) -> None:
         """The process is gone: calls that it has not answered fail, and so do later ones."""
@@ -83,33 +78,36 @@ class Handle:
         with self._lock:
             self._gone = why
             waiting, self._waiting = self._waiting, {}
+        self._outbox.put(None)
         for future in waiting.values():
             future.set_exception(ProcessGone(why))
 
     def _call(self, method: str, args: tuple) -> Future:
         future: Future = Future()
         with self._lock:
-            if self._gone is not None:
-                future.set_exception(ProcessGone(self._gone))
+            if self._gone is None:
+                self._calls += 1
+                self._waiting[self._calls] = future
+                self._outbox.put((self._calls, method, args))
                 return future
-            self._calls += 1
-            self._waiting[self._calls] = future
-            message = (self._calls, method, args)
-            if self._line is None:
-                self._unsent.append(message)
-            else:
-                with contextlib.suppress(OSError):  # it is gone: `lose` will say so
-                    self._line.send(message)
+        future.set_exception(ProcessGone(self._gone))
         return future
+
+    def _send(self, line: Line, recipe: Recipe) -> None:
+        with contextlib.suppress(OSError):  # it is gone: `lose` says so
+            line.send(recipe)
+            while (message := self._outbox.get()) is not None:
+                line.send(message)
 
     def _read(self, line: Line) -> None:
         with contextlib.suppress(EOFError, OSError):
             while True:
                 number, worked, value = line.receive()
                 with self._lock:
-                    future = self._waiting.pop(number)
-                with contextlib.suppress(InvalidStateError):
-                    future.set_result(value) if worked else future.set_exception(_raised(*value))
+                    future = self._waiting.pop(number, None)
+                if future is None:
+                    return  # `lose` was faster
+                future.set_result(value) if worked else future.set_exception(_raised(*value))
 
 
 class _Method:
@@ -132,14 +130,11 @@ def serve(line: Line) -> None:
     """The other end: make the object, answer calls until the caller is gone."""
     recipe: Recipe = line.receive()
     answer = _Answers(recipe, line)
-    if recipe.concurrency == 1:
-        run: Callable[..., Any] = answer
-    else:
-        run = ThreadPoolExecutor(recipe.concurrency).submit
+    pool = ThreadPoolExecutor(recipe.concurrency) if recipe.concurrency > 1 else None
     with contextlib.suppress(EOFError, ConnectionResetError):
         while True:
             message = line.receive()
-            answer(*message) if recipe.concurrency == 1 else run(answer, *message)
+            pool.submit(answer, *message) if pool else answer(*message)
 
 
 class _Answers:

@@ -122,7 +122,8 @@ class VllmEngine:
             ),
             seed=seed if sampling.temperature > 0 else None,
             stop_token_ids=self._stop_ids,
-            logprobs=0,
+            logprobs=0,  # of the sampled token alone
+            flat_logprobs=True,  # as numbers, not an object a token
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
@@ -146,7 +147,7 @@ class VllmEngine:
             prompt=prompt,
             response_ids=ids,
             rollout_logprobs=[
-                step[token].logprob for token, step in zip(ids, choice.logprobs, strict=True)
+                logprob for _, logprob in zip(ids, choice.logprobs.logprobs, strict=True)
             ],
             policy_version=int(choice.weight_versions[0].version),
             finish_reason=choice.finish_reason,

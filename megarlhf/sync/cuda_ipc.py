@@ -18,14 +18,14 @@ class CudaIpc:
         """Make handles."""
         described = {}
         for name, tensor in tensors.items():
-            handle = tensor.untyped_storage()._share_cuda_()
+            handle = tensor.data.untyped_storage()._share_cuda_()
             described[name] = {
                 "handle": [_encode(part) for part in handle],
                 "offset": tensor.storage_offset(),
                 "shape": list(tensor.shape),
                 "dtype": str(tensor.dtype).removeprefix("torch."),
             }
-        return dict(tensors), described
+        return {name: tensor.data for name, tensor in tensors.items()}, described
 
     def attach(self, description: Any) -> dict[str, torch.Tensor]:
         """Open handles."""

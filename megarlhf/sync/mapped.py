@@ -7,7 +7,7 @@ of one byte.
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import torch
@@ -17,18 +17,17 @@ from megarlhf.sync.link import Link
 from megarlhf.sync.messages import Read
 from megarlhf.sync.plan import Bucket, Move
 from megarlhf.sync.signals import Signals
-from megarlhf.sync.slots import SLOTS, Places, places_of, view
+from megarlhf.sync.slots import SLOTS, Targets, places_of, view
 
 
 class Memory(Protocol):
     """How tensors are shared between processes of one node."""
 
     def publish(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
-        """Make memory of this process open to others.
+        """Make memory of this process open to others; the tensors' ``data`` are in it then.
 
         Returns:
-            The tensors, with their values, in the memory that is shared, and a description for
-            `attach` (JSON).
+            That memory, as tensors, and a description for `attach` (JSON).
         """
 
     def attach(self, description: Any) -> dict[str, torch.Tensor]:
@@ -137,26 +136,15 @@ class MappedInlet:
         plan: list[Bucket],
         worker: tuple[int, int],
     ) -> None:
-        self._landing, self._dtype = landing, dtype
         self._signals = Signals(link)
         self._senders = sorted({s for bucket in plan for s in bucket.messages[worker]})
-        names = [name for bucket in plan for name in bucket.names]
-        live = {n: landing.live(n).data for n in names if landing.is_direct(n, dtype)}
-        self._staged = {name: landing.shape(name) for name in names if name not in live}
-        sizes = {name: math.prod(s) * dtype.itemsize for name, s in self._staged.items()}
-        self._places, most = places_of(plan, sizes)
-        padded = [name for name in self._staged if landing.has_padding(name)]
-        if padded:
-            raise ValueError(f"{padded}: padding of what is packed is not cleared")
-        slots = {
-            f"slot{slot}": torch.zeros(most, dtype=torch.uint8, device=device)
-            for slot in range(SLOTS if most else 0)
-        }
+        self._targets = Targets(plan, landing, dtype)
+        if self._targets.padded:
+            raise ValueError(f"{self._targets.padded}: padding of what is packed is not cleared")
+        live = {name: landing.live(name) for name in self._targets.live}
+        slots = self._targets.new_slots(device)
         self._tensors, description = memory.publish({**live, **slots})
-        for name in live:
-            landing.live(name).data = self._tensors[name]
-        self._index = {id(bucket): index for index, bucket in enumerate(plan)}
-        said = {"memory": description, "staged": self._staged}
+        said = {"memory": description, "staged": self._targets.staged}
         link.write(f"memory{worker[1]}", json.dumps(said))
         self._signals.wait(self._senders)
         memory.attached()
@@ -169,18 +157,9 @@ class MappedInlet:
     def receive(self, bucket: Bucket, messages: dict[int, list[Move]]) -> dict[str, torch.Tensor]:
         """The bucket's parameters, when every sender has written its part."""
         self._signals.wait(list(messages))
-        places = self._places[self._index[id(bucket)]]
-        return dict(self._targets(bucket, places))
-
-    def _targets(self, bucket: Bucket, places: Places | None) -> Iterator[tuple[str, torch.Tensor]]:
-        for name in bucket.names:
-            if name in self._tensors:
-                yield name, self._tensors[name]
-            else:
-                slot = self._tensors[places.slot]
-                yield name, view(slot, places.offsets[name], self._staged[name], self._dtype)
+        return self._targets.of(bucket, self._tensors)
 
     def done(self, bucket: Bucket) -> None:
         """The bucket's slot may be written again."""
-        if self._places[self._index[id(bucket)]] is not None:
+        if self._targets.uses_slot(bucket):
             self._signals.give(self._senders)

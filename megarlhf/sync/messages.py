@@ -1,56 +1,83 @@
-"""Weights as messages: one from each sender to each worker, a bucket at a time (gloo, NCCL)."""
+"""Weights as messages, from each sender to each worker, a bucket at a time (gloo, NCCL).
 
-from collections.abc import Callable
-from typing import Any
+A message is cut into transfers (`transfers`). The sender queues what lies in one piece and packs the
+rest into two small buffers by turns; the worker lets transfers of the next bucket come in while a
+bucket is landing, straight into their places where these are in one piece.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import Link
-from megarlhf.sync.plan import Bucket, Move, numel
+from megarlhf.sync.plan import Bucket, Move
+from megarlhf.sync.slots import Targets
+from megarlhf.sync.transfers import Transfer, in_one_piece, numel, split, transfers_of
 
 Read = Callable[[Move], torch.Tensor]  # a sender's values of a move, in whatever dtype
+BUFFERS = 2  # of a sender, and of each sender in a worker
 
 
 class MessageOutlet:
     """A trainer rank's end towards one engine.
 
-    Packing a message overlaps the sending of the one before it; two exist at most.
-
     Args:
         link: To the engine.
         dtype: Of the elements on the wire.
+        transfer_bytes: Of a transfer, at most.
     """
 
-    def __init__(self, link: Link, dtype: torch.dtype) -> None:
+    def __init__(self, link: Link, dtype: torch.dtype, transfer_bytes: int) -> None:
         self._link, self._dtype = link, dtype
-        self._pending: list[Any] = []
-        self._buffers = [torch.empty(0, dtype=dtype)] * 2  # kept from bucket to bucket
+        self._most = transfer_bytes // dtype.itemsize
+        self._pending: deque[Any] = deque()
+        self._buffers = [torch.empty(0, dtype=dtype)] * BUFFERS
+        self._using: list[Any] = [None] * BUFFERS  # what is being sent from each
         self._turn = 0
 
     def begin(self, plan: list[Bucket]) -> None:
         """Forget what an update that failed has left."""
-        self._pending = []
+        self._pending.clear()
+        self._using = [None] * BUFFERS
 
     def send(self, bucket: Bucket, worker: int, moves: list[Move], read: Read) -> int:
         """Start sending; returns the bytes."""
-        size = numel(moves)
-        self._turn = 1 - self._turn
-        if self._buffers[self._turn].numel() < size:
-            device = read(moves[0]).device
-            self._buffers[self._turn] = torch.empty(size, dtype=self._dtype, device=device)
-        message = self._buffers[self._turn][:size]
-        parts = message.split([move.source.numel for move in moves])
-        for move, part in zip(moves, parts, strict=True):
-            part.view(move.source.shape).copy_(read(move))
-        self.flush()
-        self._pending.append(self._link.send(message, self._link.worker(worker)))
-        return message.nbytes
+        nbytes = 0
+        for transfer in transfers_of(moves, self._most):
+            parts = [rows.of(read(rows.move)) for rows in transfer]
+            message = in_one_piece(parts, self._dtype)
+            packed = message is None
+            if packed:
+                message = self._pack(transfer, parts)
+            work = self._link.send(message, self._link.worker(worker))
+            if packed:
+                self._using[self._turn] = work
+            self._pending.append(work)
+            nbytes += message.nbytes
+        return nbytes
 
     def flush(self) -> None:
         """Wait until everything is sent."""
         while self._pending:
-            self._pending.pop(0).wait()
+            self._pending.popleft().wait()
+
+    def _pack(self, transfer: Transfer, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        self._turn = (self._turn + 1) % BUFFERS
+        while self._using[self._turn] is not None:
+            work = self._pending.popleft()
+            work.wait()
+            self._using = [None if work is used else used for used in self._using]
+        size = numel(transfer)
+        if self._buffers[self._turn].numel() < size:
+            device = parts[0].device
+            self._buffers[self._turn] = torch.empty(size, dtype=self._dtype, device=device)
+        message = self._buffers[self._turn][:size]
+        for part, place in zip(parts, split(message, transfer), strict=True):
+            place.view(part.shape).copy_(part)
+        return message
 
 
 class MessageInlet:
@@ -61,40 +88,153 @@ class MessageInlet:
         landing: The worker's parameters.
         dtype: Of the elements on the wire.
         device: Where messages live.
+        plan: The buckets.
+        worker: This worker, with the number of its engine.
+        transfer_bytes: Of a transfer, at most.
     """
 
     def __init__(
-        self, link: Link, landing: Landing, dtype: torch.dtype, device: torch.device
+        self,
+        link: Link,
+        landing: Landing,
+        dtype: torch.dtype,
+        device: torch.device,
+        plan: list[Bucket],
+        worker: tuple[int, int],
+        transfer_bytes: int,
     ) -> None:
-        self._link, self._landing, self._dtype, self._device = link, landing, dtype, device
-        self._buffers: dict[int, torch.Tensor] = {}  # of each sender; kept, as the outlet's
+        self._plan, self._index = plan, {id(bucket): i for i, bucket in enumerate(plan)}
+        self._targets = Targets(plan, landing, dtype)
+        self._slots = self._targets.new_slots(device)
+        self._open: dict[int, dict[str, torch.Tensor]] = {}
+        most = transfer_bytes // dtype.itemsize
+        schedules: dict[int, list[tuple[int, Transfer]]] = {}
+        for index, bucket in enumerate(plan):
+            for sender, moves in bucket.messages[worker].items():
+                cut = transfers_of(moves, most)
+                schedules.setdefault(sender, []).extend((index, transfer) for transfer in cut)
+        self._senders = {
+            sender: _Incoming(link, sender, schedule, self._places, dtype, device)
+            for sender, schedule in schedules.items()
+        }
 
     def begin(self) -> None:
-        """Nothing: a message waits for its receiver."""
+        """Start from the first bucket."""
+        self._open.clear()
+        for sender in self._senders.values():
+            sender.begin()
 
     def receive(self, bucket: Bucket, messages: dict[int, list[Move]]) -> dict[str, torch.Tensor]:
-        """The bucket's parameters: live memory, or fresh memory where that cannot be written."""
-        buffers = {sender: self._buffer(sender, numel(moves)) for sender, moves in messages.items()}
-        works = [self._link.receive(buffer, sender) for sender, buffer in buffers.items()]
-        targets = {name: self._target(name) for name in bucket.names}
-        for work, (sender, moves) in zip(works, messages.items(), strict=True):
-            work.wait()
-            parts = buffers[sender].split([move.source.numel for move in moves])
-            for move, part in zip(moves, parts, strict=True):
-                target = targets[move.engine_parameter][move.target.slices]
-                target.copy_(part.view(target.shape))
-        return targets
+        """The bucket's parameters: live memory, or a slot where that cannot be written."""
+        index = self._index[id(bucket)]
+        waiting = list(self._senders.values())
+        while waiting:
+            # First this bucket of all: NCCL's first receive from a rank waits for it to send.
+            for last in (index, index + 1):
+                for sender in self._senders.values():
+                    sender.expect(last)
+            waiting = [sender for sender in self._senders.values() if sender.lacks(index)]
+            for sender in waiting:
+                sender.take()
+        return self._targets_of(index)
 
     def done(self, bucket: Bucket) -> None:
-        """Nothing: the memory is not used again."""
+        """Its slot may be written again."""
+        del self._open[self._index[id(bucket)]]
 
-    def _buffer(self, sender: int, size: int) -> torch.Tensor:
-        if sender not in self._buffers or self._buffers[sender].numel() < size:
-            self._buffers[sender] = torch.empty(size, dtype=self._dtype, device=self._device)
-        return self._buffers[sender][:size]
+    def _places(self, index: int, transfer: Transfer) -> list[torch.Tensor]:
+        targets = self._targets_of(index)
+        return [
+            rows.of(targets[rows.move.engine_parameter][rows.move.target.slices])
+            for rows in transfer
+        ]
 
-    def _target(self, name: str) -> torch.Tensor:
-        if self._landing.is_direct(name, self._dtype):
-            return self._landing.live(name).data
-        make = torch.zeros if self._landing.has_padding(name) else torch.empty
-        return make(self._landing.shape(name), dtype=self._dtype, device=self._device)
+    def _targets_of(self, index: int) -> dict[str, torch.Tensor]:
+        if index not in self._open:
+            self._open[index] = self._targets.of(self._plan[index], self._slots)
+            for name in self._targets.padded & self._open[index].keys():
+                self._open[index][name].zero_()  # who had the slot before left something there
+        return self._open[index]
+
+
+class _Expected(NamedTuple):
+    """A transfer on its way: the number of its bucket and of the buffer, where it needs one."""
+
+    index: int
+    transfer: Transfer
+    places: list[torch.Tensor]
+    message: torch.Tensor
+    buffer: int | None
+    work: Any
+
+
+class _Incoming:
+    """What comes from one sender, in order.
+
+    Args:
+        link: To the trainer.
+        sender: The rank.
+        schedule: Every transfer of an update, with the number of its bucket.
+        places: Where the rows of a transfer go.
+        dtype: Of the elements.
+        device: Of the buffers.
+    """
+
+    def __init__(
+        self,
+        link: Link,
+        sender: int,
+        schedule: list[tuple[int, Transfer]],
+        places: Callable[[int, Transfer], list[torch.Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self._link, self._sender, self._schedule, self._places = link, sender, schedule, places
+        self._buffers = [torch.empty(0, dtype=dtype, device=device)] * BUFFERS
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing has come yet."""
+        self._next = 0  # in the schedule
+        self._free = list(range(BUFFERS))
+        self._expected: deque[_Expected] = deque()
+
+    def lacks(self, index: int) -> bool:
+        """Whether something of that bucket is still to come."""
+        rest = self._expected[0].index if self._expected else self._coming
+        return rest is not None and rest <= index
+
+    @property
+    def _coming(self) -> int | None:
+        """The bucket of the next transfer that is not expected yet."""
+        return self._schedule[self._next][0] if self._next < len(self._schedule) else None
+
+    def expect(self, last: int) -> None:
+        """Start receiving what belongs to buckets up to number ``last``, as far as buffers go."""
+        while self._coming is not None and self._coming <= last:
+            index, transfer = self._schedule[self._next]
+            places = self._places(index, transfer)
+            message, buffer = in_one_piece(places, self._buffers[0].dtype), None
+            if message is None:
+                if not self._free:
+                    return
+                buffer = self._free.pop()
+                message = self._message(buffer, numel(transfer))
+            work = self._link.receive(message, self._sender)
+            self._expected.append(_Expected(index, transfer, places, message, buffer, work))
+            self._next += 1
+
+    def _message(self, number: int, size: int) -> torch.Tensor:
+        if self._buffers[number].numel() < size:
+            self._buffers[number] = self._buffers[number].new_empty(size)
+        return self._buffers[number][:size]
+
+    def take(self) -> None:
+        """Wait for the oldest that is expected."""
+        oldest = self._expected.popleft()
+        oldest.work.wait()
+        if oldest.buffer is not None:
+            parts = split(oldest.message, oldest.transfer)
+            for place, part in zip(oldest.places, parts, strict=True):
+                place.copy_(part.view(place.shape))
+            self._free.append(oldest.buffer)

@@ -55,18 +55,25 @@ class Transport:
         memory: How memory is shared; None: messages.
         link: Device of the link's messages.
         any_node: Whether the two ends may be on different machines.
+        transfer_mib: What one transfer of a message holds at most.
     """
 
     device: str
     memory: Callable[[], Memory] | None
     link: str
     any_node: bool
+    transfer_mib: int = 0
+
+    @property
+    def transfer_bytes(self) -> int:
+        """The same in bytes."""
+        return self.transfer_mib * 2**20
 
 
 TRANSPORTS = {
-    "gloo": Transport("cpu", None, "cpu", any_node=True),
+    "gloo": Transport("cpu", None, "cpu", any_node=True, transfer_mib=2),
     "shared_memory": Transport("cpu", SharedMemory, "cpu", any_node=False),
-    "nccl": Transport("cuda", None, "cuda", any_node=True),
+    "nccl": Transport("cuda", None, "cuda", any_node=True, transfer_mib=64),
     "cuda_ipc": Transport("cuda", CudaIpc, "cpu", any_node=False),
 }
 
@@ -113,7 +120,7 @@ def open_outlet(
     transport = TRANSPORTS[info.transport]
     link = Link(info, rank, _link_device(transport, device), store)
     if transport.memory is None:
-        return MessageOutlet(link, info.wire_dtype)
+        return MessageOutlet(link, info.wire_dtype, transport.transfer_bytes)
     senders = {
         worker: sorted({s for bucket in plan for s in bucket.messages[info.number, worker]})
         for worker in range(info.engine_topology.tp)
@@ -129,9 +136,10 @@ def open_inlet(
     rank = info.trainer_topology.world + worker
     link = Link(info, rank, _link_device(transport, device))
     dtype = info.wire_dtype
-    if transport.memory is None:
-        return MessageInlet(link, landing, dtype, device)
     place = info.number, worker
+    if transport.memory is None:
+        size = transport.transfer_bytes
+        return MessageInlet(link, landing, dtype, device, plan, place, size)
     return MappedInlet(link, transport.memory(), landing, dtype, device, plan, place)
 
 

@@ -18,8 +18,8 @@ GRACE_S, END_S = 1.0, 60.0  # for the thread to end: by itself, and once its wor
 class Ahead:
     """A queue of rollouts, filled at most ``steps`` steps ahead; a context manager.
 
-    Rollout n is begun when the engines sample from version n - ``steps`` or a later one. It is trained
-    on by version n, so no token is older than ``steps`` updates, and at most so many rollouts wait
+    Rollout n is begun when the engines have the weights behind step n - ``steps``, or newer ones. Step
+    n + 1 trains on it, so no token is older than ``steps`` updates, and at most so many rollouts wait
     behind it.
 
     All but the making is for the main thread. What the thread raises interrupts that at once, as
@@ -45,7 +45,8 @@ class Ahead:
         self._phase, self._give_up = phase, give_up
         self._changed = threading.Condition()  # held to read or change what follows
         self._ready: deque[Rollout] = deque()
-        self._version = 0  # that the engines sample from
+        self._step = 0  # behind which the engines' weights are
+        self._version = 0  # of these; steps without an update have the version of the one before
         self._errand: Callable[[], None] | None = None
         self._error: BaseException | None = None
         self._ended = self._deaf = False
@@ -76,7 +77,7 @@ class Ahead:
 
     def start(self, number: int) -> None:
         """Begin with this rollout; the engines sample from the version of its number."""
-        self._version = number
+        self._step = self._version = number
         numbers = range(number, self._total)
         self._thread = threading.Thread(target=self._work, args=(numbers,), daemon=True)
         self._thread.start()
@@ -93,13 +94,13 @@ class Ahead:
             while (rollout := self._next()) is None:
                 self._run_errand()
         assert rollout.number == number
-        rollout.metrics |= staleness(rollout.groups, number)
+        rollout.metrics |= staleness(rollout.groups, self._version)
         return rollout
 
-    def has_weights(self, version: int) -> None:
-        """The engines sample from this version now."""
+    def has_weights(self, step: int, version: int) -> None:
+        """The engines sample from the weights behind this step now, which have this version."""
         with self._change():
-            self._version = version
+            self._step, self._version = step, version
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -155,7 +156,7 @@ class Ahead:
                 seconds: dict[str, float] = {}
                 phase = _timed_into(seconds)
                 with phase("wait"), self._changed:
-                    self._wait_for(lambda oldest=number - self._steps: self._version >= oldest)
+                    self._wait_for(lambda oldest=number - self._steps: self._step >= oldest)
                 rollout = self._make(number, phase)
                 rollout.metrics |= seconds
                 with self._change():

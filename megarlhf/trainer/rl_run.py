@@ -153,7 +153,7 @@ class RLRun:
     def update_engines(self) -> dict[str, float]:
         """Stream the new weights, if they are, into every engine."""
         sent = self.turns.update(self.step + 1) if self._has_learned else 0
-        self._rollouts.has_weights(self.step + 1)
+        self._rollouts.has_weights(self.step + 1, self.engines.version)
         return {"stream_bytes": float(sent)} if self._has_learned else {}
 
     def finish_step(self, rollout: Rollout, metrics: dict[str, float]) -> None:

@@ -125,8 +125,8 @@ class InTurn:
         """The rollout to train on now."""
         return self._maker.make(number, self._phase)
 
-    def has_weights(self, version: int) -> None:
-        """The engines sample from this version now."""
+    def has_weights(self, step: int, version: int) -> None:
+        """The engines sample from the weights behind this step now, which have this version."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """A checkpoint is written meanwhile: nothing comes in between anyway."""

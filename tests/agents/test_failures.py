@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from megarlhf.agents.user_agent import load_agent, load_program
 from megarlhf.errors import UserError
-from tests.agents.conftest import Parrot
+from tests.agents.conftest import SAMPLING, Parrot
+
+ONE = replace(SAMPLING, samples=1)
 
 # What happens depends on what the model says, which is the prompt here.
 MOODY = """
@@ -43,29 +46,32 @@ def again(text):
     ("file", "text", "said"),
     [
         (MOODY, "raise", "Agent.step raised ValueError('not this') (agent.py:10) in turn 1"),
-        (MOODY, "wait", "Agent.step did not return within 0.5 s in turn 1"),
+        (MOODY, "wait", "Agent.step did not return within 0.3 s in turn 1"),
         (MOODY, "exit", "its process ended (exit status 3) in turn 1"),
-        (HANGS, "sleep", "Agent.step did not return within 0.5 s in turn 1"),
-        (HANGS, "loop", "Agent.step did not return within 0.5 s in turn 1"),
+        (HANGS, "sleep", "Agent.step did not return within 0.3 s in turn 1"),
+        (HANGS, "loop", "Agent.step did not return within 0.3 s in turn 1"),
     ],
 )
 def test_the_episode_that_fails_is_found_and_costs_no_other(write, play, file, text, said):
-    settings = {"sampler": Parrot(again), "timeout_s": 0.5, "retries": 1}
-    with pytest.raises(UserError) as caught:
-        play(write(file), "a", text, "b", **settings)
-    assert said in caught.value.what
-    assert f"for the prompt {text!r}" in caught.value.what
-    assert "agent.on_failure=drop" in caught.value.fix
-    if text == "raise":
-        assert 'line 10, in rest\n    if action.text == "raise"' in caught.value.what
-
-    done = play(write(file), "a", text, "b", on_failure="drop", **settings)
-    assert [[one.reward for one in group] for group in done.groups] == [[1, 1], [None] * 2, [1, 1]]
-    assert (done.tally.samples, done.tally.dropped) == (6, 2)
-    assert done.tally.retries >= 2  # with the process, others are begun again
+    settings = {"timeout_s": 20.0 if text in ("raise", "exit") else 0.3, "retries": 1}
+    settings |= {"sampler": Parrot(again), "on_failure": "drop", "sampling": ONE}
+    done = play(write(file), "a", text, "b", **settings)
+    assert [[one.reward for one in group] for group in done.groups] == [[1], [None], [1]]
+    assert (done.tally.samples, done.tally.dropped) == (3, 1)
+    assert done.tally.retries >= 1  # with the process, others are begun again
     assert said in done.tally.failure
-    with pytest.raises(UserError, match=r"agent\.on_failure=drop: 2 of 6"):
-        done.tally.check(2)
+    with pytest.raises(UserError, match=r"agent\.on_failure=drop: 1 of 3"):
+        done.tally.check(1)
+
+
+def test_a_failure_that_ends_the_run_is_shown(write, play):
+    with pytest.raises(UserError) as caught:
+        play(write(MOODY), "a", "raise", "b", sampler=Parrot(again), retries=1)
+    what = caught.value.what
+    assert "Agent.step raised ValueError('not this') (agent.py:10)" in what
+    assert "after 'raise' for the prompt 'raise'" in what
+    assert 'line 10, in rest\n    if action.text == "raise"' in what
+    assert "agent.on_failure=drop" in caught.value.fix
 
 
 def test_a_process_whose_loop_hangs_is_replaced(write, play, monkeypatch):
@@ -73,10 +79,9 @@ def test_a_process_whose_loop_hangs_is_replaced(write, play, monkeypatch):
     for name in ("megarlhf.agents.process.GRACE_S", "megarlhf.agents.process.BEAT_S"):
         monkeypatch.setattr(name, 0.0)
     settings = {"sampler": Parrot(again), "timeout_s": 0.5, "retries": 0, "on_failure": "drop"}
-    done = play(write(MOODY), "a", "block", **settings)
-    assert [one.reward for one in done.groups[1]] == [None, None]
+    done = play(write(MOODY), "a", "block", sampling=ONE, **settings)
+    assert [[one.reward for one in group] for group in done.groups] == [[1], [None]]
     assert "its process did not answer within" in done.tally.failure
-    assert [one.reward for one in done.groups[0]] == [1, 1]
 
 
 def test_a_failure_that_passes(write, play):

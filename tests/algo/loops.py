@@ -58,6 +58,13 @@ def correction(sequence, t, config):
     return 1.0
 
 
+def kl_weight(sequence, t, config):
+    if config.correction == "none":
+        return 1.0
+    gap = sequence["old_logprobs"][t] - sequence["rollout_logprobs"][t]
+    return min(math.exp(gap), config.correction_high)
+
+
 def aggregated(losses, config, max_tokens):
     """One number of the trained tokens' losses, a list a sequence."""
     if config.aggregation == "token_mean":
@@ -77,6 +84,7 @@ def policy_loss(kind, sequences, config, max_tokens):
             loss, active = surrogate(kind, s, t, config)
             weight = correction(s, t, config)
             kl = KL[config.kl_estimator](s["logprobs"][t] - s["reference_logprobs"][t])
+            kl *= kl_weight(s, t, config)
             full = weight * loss - config.entropy_coef * s["entropy"][t]
             full += config.kl_coef * kl if config.kl_in == "loss" else 0.0
             losses[-1].append(full)

@@ -68,6 +68,20 @@ def test_kl_is_in_the_loss_only_where_it_is_wanted(kind, kl_in):
     check("grpo", settled(kl_coef=0.5, kl_estimator=kind, kl_in=kl_in), draw_sequences(LENGTHS))
 
 
+def test_the_kl_of_a_token_that_only_the_sampler_would_choose_is_bounded():
+    """p = 1e-6 by now, 0.5 when it was sampled and by the reference: k3 alone is 5e5."""
+    token = {"logprobs": [math.log(1e-6)], "entropy": [0.0], "mask": [1.0], "advantages": [0.0]}
+    token |= {"rollout_logprobs": [math.log(0.5)], "reference_logprobs": [math.log(0.5)]}
+    token |= {"old_logprobs": [math.log(1e-6)], "old_values": [0.0], "returns": [0.0]}
+    for correction, kl in {"none": 5e5, "tis": 1.0, "icepop": 1.0}.items():
+        config = settled(kl_coef=1.0, kl_estimator="k3", correction=correction)
+        logprobs, entropy, batch = pack([token], config)
+        total, metrics = loss_of("grpo", config)(logprobs, entropy, batch)
+        total.backward()
+        assert metrics["kl"].item() == pytest.approx(kl, rel=1e-4)
+        assert logprobs.grad.item() == pytest.approx(-kl, rel=1e-4)
+
+
 def test_without_old_logprobs_the_ratio_is_one_and_the_gradient_the_advantage():
     config = settled(kl_coef=0.0, aggregation="token_mean")
     sequences = draw_sequences(LENGTHS)

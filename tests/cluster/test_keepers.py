@@ -34,6 +34,9 @@ class Counter:
     def divide(self, by):
         return self.number / by
 
+    def echo(self, data):
+        return data
+
     def variable(self, name):
         return os.environ.get(name)
 
@@ -84,6 +87,14 @@ def test_calls_are_answered_in_order_and_errors_come_whole(keepers, rank, monkey
     keepers.kill(handle)
     with pytest.raises(ProcessGone):
         answer(handle.add.remote(1))
+
+
+def test_much_travels_both_ways_at_once(keepers):
+    """More than sockets hold, while the process does not read."""
+    handle = keepers.start(1, "Counter", Recipe(Counter, (5,)))
+    much = [bytes([n]) * 2**22 for n in range(4)]
+    assert [answer(call) for call in [handle.echo.remote(data) for data in much]] == much
+    keepers.kill(handle)
 
 
 def test_an_object_that_cannot_be_made_says_why(keepers):

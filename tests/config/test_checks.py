@@ -172,6 +172,11 @@ def test_every_range_is_of_a_setting():
             ["1 steps of sampling ahead", "by turns", "rollout.placement=separate"],
         ),
         (
+            ["rollout.async_steps=1", "reward.models=[some]", "cluster.colocate=[critic+reward]"],
+            "cluster.colocate",
+            ["score while the others are trained"],
+        ),
+        (
             ["rollout.async_steps=1", "algorithm.max_logprob_gap=1e-5"],
             "algorithm.max_logprob_gap",
             ["older weights", "max_logprob_gap=null"],

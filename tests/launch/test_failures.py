@@ -35,6 +35,8 @@ def test_the_earliest_failure_is_shown(tmp_path: Path):
     leave(tmp_path, 0, 20.5, "RuntimeError: connection closed by peer")
     at = leave(tmp_path, 2, 20.25, "Traceback ...\nValueError: the cause")
     (tmp_path / "node0" / "error.json").write_text("{}")  # somebody else's
+    assert shown(tmp_path).startswith("rank 2 on n1 failed first\n")
+    (at / "stderr.log").touch()
     first, *rest = shown(tmp_path).splitlines()
     assert first == f"rank 2 on n1 failed first; its log is {at}/stderr.log"
     assert rest == ["Traceback ...", "ValueError: the cause"]

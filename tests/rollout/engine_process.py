@@ -42,21 +42,27 @@ def settings_of(path: Path, **changed: Any) -> EngineSettings:
     return replace(settings, **changed)
 
 
-class EngineProcess:
-    """A `VllmEngine` in a new process; `call` runs its methods there, `start` without waiting."""
+class Process:
+    """An object in a new process; `call` runs its methods there, `start` without waiting.
 
-    def __init__(self, settings: EngineSettings, *, packed: bool = True) -> None:
-        context = multiprocessing.get_context("spawn")
+    Args:
+        serve: Runs in the process, with a connection and the arguments: see `answer_calls`.
+        args: Further ones.
+    """
+
+    start_method = "spawn"
+
+    def __init__(self, serve: Callable, *args: Any) -> None:
+        context = multiprocessing.get_context(self.start_method)
         self._connection, theirs = context.Pipe()
-        environment = engine_environment(1, on_gpu=False, packed=packed)
-        self.process = context.Process(target=_serve, args=(theirs, settings, environment))
+        self.process = context.Process(target=serve, args=(theirs, *args))
         self.process.start()
         theirs.close()
         self._calls = 0
         self._answers: dict[int, Any] = {}
 
     def start(self, method: str | Callable, *args: Any) -> int:
-        """Begin a call; a function is called with the engine."""
+        """Begin a call; a function is called with the object."""
         self._calls += 1
         self._connection.send((self._calls, method, args))
         return self._calls
@@ -64,7 +70,7 @@ class EngineProcess:
     def wait(self, call: int, timeout_s: float = 100) -> Any:
         """What a call returned."""
         while call not in self._answers:
-            assert self._connection.poll(timeout_s), "the engine does not answer"
+            assert self._connection.poll(timeout_s), "the process does not answer"
             number, answer = self._connection.recv()
             self._answers[number] = answer
         answer = self._answers.pop(call)
@@ -82,16 +88,27 @@ class EngineProcess:
         self.process.join()
 
 
+class EngineProcess(Process):
+    """A `VllmEngine` in a new process."""
+
+    def __init__(self, settings: EngineSettings, *, packed: bool = True) -> None:
+        super().__init__(_serve, settings, engine_environment(1, on_gpu=False, packed=packed))
+
+
 def _serve(connection: Any, settings: EngineSettings, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from megarlhf.rollout.engine import VllmEngine
 
-    engine = VllmEngine(settings)
+    answer_calls(connection, VllmEngine(settings))
+
+
+def answer_calls(connection: Any, served: Any) -> None:
+    """Until the other end is closed, each call in a thread of its own."""
 
     def answer(number: int, method: str | Callable, args: tuple) -> None:
         try:
-            bound = getattr(engine, method) if isinstance(method, str) else None
-            connection.send((number, bound(*args) if bound else method(engine, *args)))
+            bound = getattr(served, method) if isinstance(method, str) else None
+            connection.send((number, bound(*args) if bound else method(served, *args)))
         except BaseException as error:
             connection.send((number, error))
 

@@ -40,7 +40,7 @@ def test_rollouts_come_in_order_and_none_begins_too_early(steps):
             time.sleep(0.002)
             assert max(begun_at) == expected
             version += 1
-            source.has_weights(version)
+            source.has_weights(version, version)
     assert begun_at == {number: max(0, number - steps) for number in range(8)}
     assert max(waiting) <= steps
 
@@ -61,6 +61,16 @@ def test_a_rollout_says_how_old_it_is_and_how_long_it_took():
     assert metrics["staleness_mean"] == (2 + 3 * 1 + 0 * 8) / 12
     assert 0.02 <= metrics["sampler_seconds_generate"] < LONG
     assert metrics["sampler_seconds_wait"] < 0.02
+
+
+def test_steps_without_an_update_age_nothing():
+    with ahead(lambda number, phase: rollout(number, version=0), steps=1) as source:
+        source.start(0)
+        source.take(0)
+        source.has_weights(1, 0)
+        assert source.take(1).metrics["staleness_max"] == 0
+        source.has_weights(2, 2)
+        assert source.take(2).metrics["staleness_max"] == 2
 
 
 def failing(number, phase):
@@ -145,7 +155,7 @@ def test_the_main_thread_repairs_when_it_has_trained():
         training.set()
         time.sleep(0.02)
         assert repaired_by == []
-        source.has_weights(1)
+        source.has_weights(1, 1)
         source.take(1)
         assert repaired_by == [threading.main_thread()]
         source.on_main_thread(lambda: repaired_by.append(None))  # of an evaluation: at once

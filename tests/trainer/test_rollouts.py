@@ -47,7 +47,7 @@ def run(source, engines, steps):
                 del rollout.metrics[name]
         taken.append(rollout)
         engines.version = number + 1
-        source.has_weights(number + 1)
+        source.has_weights(number + 1, number + 1)
     return taken
 
 
