@@ -104,7 +104,7 @@ def command(options: argparse.Namespace, ahead: int, seed: int, out: Path) -> li
         "model.parallel.tensor=1",
         "cluster.actor_ranks=1",
         "algorithm.max_logprob_gap=null",
-        "algorithm.correction=tis",
+        "algorithm.correction=icepop",
         "output.tensorboard=false",
         "train.save_every=0",
         f"train.eval_every={options.eval_every}",

@@ -5,11 +5,26 @@ from contextlib import contextmanager
 
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.turns import Separate
-from megarlhf.config.schema import RLConfig
+from megarlhf.config.schema import AlgorithmConfig, RLConfig
 from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
+
+
+def advice_on(algorithm: AlgorithmConfig) -> str | None:
+    """What to know about a correction that does not correct for samples of older weights."""
+    if algorithm.correction == "none":
+        return (
+            "algorithm.correction=none: tokens sampled from older weights are trained on as if they "
+            "were the actor's own"
+        )
+    if algorithm.correction != "icepop" and algorithm.correction_low > 0:
+        return (
+            f"algorithm.correction_low={algorithm.correction_low:g}: tokens that the actor would "
+            "hardly choose any more keep that weight; 0 is safer where sampling runs ahead"
+        )
+    return None
 
 
 @contextmanager
@@ -37,11 +52,8 @@ def rollouts_of(
     if config.rollout.async_steps == 0:
         yield InTurn(maker, phase)
         return
-    if config.algorithm.correction == "none":
-        note(
-            "algorithm.correction=none: tokens sampled from older weights are trained on as if they "
-            "were the actor's own"
-        )
+    if (advice := advice_on(config.algorithm)) is not None:
+        note(advice)
 
     def give_up() -> None:
         inputs.reward.cancel()

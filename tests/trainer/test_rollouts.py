@@ -13,6 +13,7 @@ from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.rollouts import InTurn, RolloutMaker
+from megarlhf.trainer.sources import advice_on
 from tests.trainer.made_up import Engines, Rewards
 
 CONFIG = RLConfig(
@@ -84,3 +85,13 @@ def test_unscored_prompts_are_replaced_and_too_many_end_the_run():
     assert all(sample.reward is not None for group in rollout.groups for sample in group)
     with pytest.raises(UserError, match="10 of 10 responses could not be scored; it says nothing"):
         maker(plain, unscored=range(256)).make(0, no_phase)
+
+
+def test_corrections_that_do_not_correct_old_samples_are_pointed_out():
+    def advice(**settings):
+        return advice_on(AlgorithmConfig(**settings)) or ""
+
+    assert "correction=none" in advice(correction="none")
+    assert "correction_low=0.5" in advice(correction="tis")
+    assert "correction_low=0.5" in advice(correction="sequence_mask")
+    assert advice(correction="tis", correction_low=0.0) == advice(correction="icepop") == ""
