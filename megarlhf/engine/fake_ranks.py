@@ -34,11 +34,13 @@ class Received:
 
     Attributes:
         shape: Of the activations that a pipeline stage passes on.
+        tokens: Of a micro-batch on this rank's part of the context.
         experts_per_token: Of a mixture; 0 without.
         skew: How much more than its even share of a mixture's tokens this rank's experts are sent.
     """
 
     shape: tuple[int, ...]
+    tokens: int
     experts_per_token: int = 0
     skew: float = 1.0
 
@@ -84,7 +86,7 @@ class _Answers(TorchDispatchMode):
 
     def __init__(self, received: Received) -> None:
         super().__init__()
-        self._per_token = received.experts_per_token
+        self._per_token, self._tokens = received.experts_per_token, received.tokens
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -95,6 +97,8 @@ class _Answers(TorchDispatchMode):
             func is _aten.masked_select.default
         ):  # a mixture's: of [experts, tokens], the routed ones
             return args[0].new_empty(args[1].shape[-1] * self._per_token)
+        if func is _aten.repeat_interleave.Tensor:  # which sequence each token is of
+            return args[0].new_empty(self._tokens)
         return func(*args, **(kwargs or {}))
 
 
@@ -179,7 +183,9 @@ def _even_routing(skew: float) -> Callable[..., Any]:
                 dispatcher.output_splits = torch.full((ranks,), got).numpy()
                 dispatcher.output_splits_tp = torch.full((copies,), got * ranks).numpy()
             if own > 1:
-                dispatcher.num_global_tokens_per_local_expert = each.repeat(copies * ranks, 1)
+                dispatcher.num_global_tokens_per_local_expert = each.repeat(
+                    copies * ranks, 1
+                ).numpy()
             return each * copies * ranks
 
     return on_host

@@ -152,9 +152,11 @@ def _received(role: Role, skew: float) -> Received:
     topology, settings = role.topology, role.spec.settings
     work = next(iter(role.work.values()))  # all work of a role is on sequences of one length
     tokens = sequences_in_micro_batch(role, work) * padded_length(work.tokens, padding_of(role))
-    tokens //= topology.cp * (topology.tp if topology.sequence_parallel else 1)
+    own = tokens // topology.cp
+    passed = own // (topology.tp if topology.sequence_parallel else 1)
     return Received(
-        (tokens, 1, int(settings["hidden_size"])),
+        (passed, 1, int(settings["hidden_size"])),
+        own,
         int(settings.get("moe_router_topk") or 0),
         skew,
     )

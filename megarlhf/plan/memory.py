@@ -45,6 +45,7 @@ class Place:
         phases: Bytes by phase and kind.
         problem: Why it does not do, where memory alone does not say so.
         is_tight: Whether it does only just, for another reason than memory.
+        tight: The share of the memory above which it does only just.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Place:
     phases: dict[str, Kinds] = field(default_factory=dict)
     problem: str | None = None
     is_tight: bool = False
+    tight: float = TIGHT
 
     @property
     def worst(self) -> str:
@@ -69,7 +71,7 @@ class Place:
         """fits, tight, or does not fit."""
         if self.problem or self.peak > self.memory:
             return "does not fit"
-        return "tight" if self.is_tight or self.peak > TIGHT * self.memory else "fits"
+        return "tight" if self.is_tight or self.peak > self.tight * self.memory else "fits"
 
 
 @dataclass(frozen=True)
@@ -179,7 +181,8 @@ def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds
         share: ``rollout.gpu_memory_utilization``: all that vLLM takes.
         stream: What an update needs beside.
     """
-    place = Place("engines", needs.count * needs.ranks, gpu.nbytes)
+    # vLLM takes its share by its own wish: only a small cache is tight.
+    place = Place("engines", needs.count * needs.ranks, gpu.nbytes, tight=1.0)
     taken = {ENGINE_WEIGHTS: needs.weights, CACHE: max(0, needs.cache)}
     rest = int(gpu.nbytes * share) - sum(taken.values())
     own = taken | {OVERHEAD: max(rest, 0)}
@@ -187,7 +190,6 @@ def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds
     if needs.running < 1:
         short = needs.token_bytes * needs.longest - needs.cache
         place.problem = f"{short / GIB:.1f} GiB short of a KV cache for one sequence"
-    # All but this share is vLLM's by its own wish: only a small cache is tight.
     place.is_tight = needs.running < FEW_RUNNING
     return place
 

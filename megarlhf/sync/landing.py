@@ -2,8 +2,8 @@
 
 Most parameters are live memory in the checkpoint's layout: a rectangle is written straight into it. What
 a kernel keeps in a layout of its own (oneDNN's linears and mixtures on a CPU, mixtures on a GPU) is put
-together in fresh memory, for this rank's part only, and packed again by the module's own method. That is
-what vLLM's layerwise reload does with whole tensors; this does it with the part that the rank keeps.
+together beside it, for this rank's part only, and packed again by the module's own method. That is what
+vLLM's layerwise reload does with whole tensors; this does it with the part that the rank keeps.
 
 Together with `packed` this is all that the project knows of vllm 0.32.0's modules.
 """

@@ -25,5 +25,6 @@ def test_what_is_given_back_is_what_the_model_holds(ranks, llamas):
     sequences = jobs.make_sequences(101, LENGTHS)
     run = (2, jobs.train_with_offload, llamas[False], {}, sequences, "float32")
     weights, gradients, optimizer = (ranks.run(*run, (part,))[0][1] for part in ALL)
-    assert gradients == weights
+    angles = 4 * 4  # rotary frequencies, a buffer in fp32, go with the weights
+    assert gradients == weights - angles
     assert optimizer == pytest.approx(weights, rel=0.02)  # two moments of one half; padding

@@ -159,8 +159,8 @@ def test_how_many_sequences_can_be_dealt():
     config = replace(
         config,
         model=replace(config.model, parallel=parallel),
-        cluster=replace(config.cluster, actor_ranks=8),
+        cluster=replace(config.cluster, actor_ranks=8, critic_ranks=3),
         algorithm=replace(config.algorithm, updates_per_rollout=5),
     )
-    assert sequences_in(config, critic_ranks=0) == 2 * 2 * 5
-    assert sequences_in(config, critic_ranks=3) == 4 * 3 * 5
+    assert sequences_in(config, has_critic=False) == 2 * 2 * 5
+    assert sequences_in(config, has_critic=True) == 4 * 3 * 5

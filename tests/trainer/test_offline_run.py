@@ -26,7 +26,7 @@ class Rows(list):
 def process(tmp_path, monkeypatch):
     """An entered run of the first rank in ``tmp_path``, whose engine finds the given losses."""
     monkeypatch.setattr(offline_run.checkpoint, "save", lambda engine, directory: None)
-    monkeypatch.setattr(offline_run, "export_huggingface", lambda *_: None)
+    monkeypatch.setattr(offline_run, "write_result", lambda *_: None)
     overrides = [f"output.dir={tmp_path}", "output.tensorboard=false", "train.save_every=1"]
     overrides += ["train.max_skipped_steps=1"]
     config = loader.load(SFTConfig, None, overrides)
