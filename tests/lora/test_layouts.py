@@ -5,6 +5,7 @@ Tolerances, from what was seen on CPU in fp32: see tests/engine/test_parity.py, 
 
 import pytest
 import torch
+from torch.distributed.checkpoint import FileSystemReader
 
 from megarlhf.models.lora import nf4
 from megarlhf.models.lora.merging import merge
@@ -65,9 +66,8 @@ def test_a_run_goes_on_from_its_adapters_under_another_layout(ranks, llama, tmp_
     (tmp_path / "step").mkdir()
     arguments = start, sequences, tmp_path / "step"
     expected = ranks.run(world, jobs.save_then_train, model, parallel, *arguments)[0]
-    written = sum(file.stat().st_size for file in (tmp_path / "step").glob("*.distcp"))
-    trained = sum(tensor.nbytes for tensor in read_tensors(start).values())
-    assert written < 5 * trained  # with two moments, and what describes them; not the base
+    written = FileSystemReader(tmp_path / "step").read_metadata().state_dict_metadata
+    assert all("_lora." in key or key.startswith("random") for key in written)  # not the base
     same = ranks.run(world, jobs.load_then_train, model, parallel, *arguments)[0]
     assert same == expected
     other = ranks.run(1, jobs.load_then_train, model, {}, *arguments)[0]
@@ -97,7 +97,8 @@ def test_families_and_their_experts(ranks, tmp_path, family, layouts):
         before, merged, reference_after = (gather(parts) for parts in logprobs)
         for ours, theirs in zip(before, merged, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
-        assert reference_after == before
+        for ours, theirs in zip(reference_after, before, strict=True):
+            assert ours == pytest.approx(theirs, abs=5e-6)  # other memory, other rounding: 1e-6
         results.append(metrics[0])
     for found in results[1:]:
         for ours, theirs in zip(found, results[0], strict=True):

@@ -1,5 +1,6 @@
 """Adapters reach a live vLLM engine: only their bytes travel, and it samples from the merged weights."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 
 import pytest
@@ -8,15 +9,28 @@ from safetensors.torch import save_file
 
 from megarlhf.errors import UserError
 from megarlhf.models.lora.adapter import PREFIX, Adapter, AdapterSpec
+from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
-from megarlhf.sync.adapter_layout import adapter_parameters
+from megarlhf.sync.adapter_layout import adapted_parts, adapter_parameters
 from megarlhf.sync.adapter_sender import AdapterSender
-from megarlhf.sync.engine_layout import EngineTopology
+from megarlhf.sync.adapters import EngineAdapters
+from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
+from megarlhf.sync.landing import Landing
+from megarlhf.sync.transports import open_inlet
 from tests.models.tiny import StandIn, read_tensors
-from tests.rollout.engine_process import GREEDY, EngineProcess, Trainer, prompts_of, settings_of
+from tests.models.zoo import write_model
+from tests.rollout.engine_process import (
+    CPU,
+    GREEDY,
+    EngineProcess,
+    Trainer,
+    prompts_of,
+    settings_of,
+)
 from tests.rollout.models import write_engine_model
 from tests.rollout.test_updates import DAMAGED, TOLERANCE, damage
+from tests.sync.jobs import engine_model
 
 PROMPTS = prompts_of([5, 6, 7], [1, 2, 3, 4, 5])
 ADAPTER = Adapter(4, 6.0, ("q_proj", "v_proj", "o_proj", "down_proj"))
@@ -117,15 +131,71 @@ def test_only_adapters_travel_once_the_base_is_there(tmp_path):
         engine.close()
 
 
+class FakeEngine:
+    """The engine's end of the two links, without vLLM."""
+
+    def __init__(self, spec, info):
+        self.layout = engine_parameters(spec.base, info.engine_topology, 0)
+        self.model = engine_model(self.layout, torch.float32)
+        self.plan, self.landing = info.plan(spec.base), Landing(self.model, self.layout)
+        self.inlet = open_inlet(info, self.plan, 0, CPU, self.landing)
+        of_adapters = info.of_adapters()
+        self.adapters = EngineAdapters(spec, of_adapters, 0, CPU, self.landing, self.layout)
+
+    def receive(self):
+        """As `Receiver` does."""
+        if not self.adapters.has_base:
+            self.inlet.begin()
+            for bucket in self.plan:
+                values = self.inlet.receive(bucket, bucket.messages[0, 0])
+                self.adapters.keep(values)
+                self.landing.finish(values)
+                self.inlet.done(bucket)
+        self.adapters.receive()
+
+    def pieces(self):
+        """Every piece, with its values."""
+        for parameter in self.layout:
+            module = self.model.get_submodule(parameter.module)
+            live = self.landing.live(parameter.name)
+            values = live.data if live.numel() else module.packed
+            for piece in parameter.pieces:
+                yield piece, values[piece.local.slices].view(piece.hf.shape)
+
+
+@pytest.mark.parametrize("transport", ["gloo", "shared_memory"])
+@pytest.mark.parametrize("family", ["llama", "qwen2-moe"])
+def test_an_engine_merges_what_it_is_sent(tmp_path, family, transport):
+    path = write_model(family, tmp_path)
+    tensors = read_tensors(path)
+    trainer = AdapterTrainer(path, Topology(world=2, tp=2), transport=transport)
+    trainer.load(tensors)
+    info = trainer.info(0)
+    with ThreadPoolExecutor(1) as other:
+        joining = other.submit(FakeEngine, trainer.adapters, info)
+        trainer._on_every_rank(lambda sender: sender.connect(info, CPU))
+        engine = joining.result()
+        of_base = sum(tensor.nbytes for tensor in tensors.values())
+        for update in range(3):
+            adapters = new_adapters(trainer.adapters, update)
+            trainer.load(adapters)
+            receiving = other.submit(engine.receive)
+            sent = trainer.send([0])
+            receiving.result()
+            of_adapters = sum(tensor.nbytes for tensor in adapters.values())
+            nbytes = sum(one.nbytes for on_rank in sent for one in on_rank.values())
+            assert nbytes == of_adapters + (0 if update else of_base)
+            whole = merged(tensors, adapters)
+            for piece, values in engine.pieces():
+                # Products of parts and of the whole may round otherwise; seen equal.
+                assert torch.allclose(values, whole[piece.tensor][piece.hf.slices], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "engine", [EngineTopology(tp=2), EngineTopology(tp=2, expert_parallel=True)]
 )
 def test_each_rank_of_an_engine_gets_what_its_weights_need(tmp_path, engine):
     """Merged by rectangles it is the whole, merged."""
-    from megarlhf.models.spec import ModelSpec
-    from megarlhf.sync.adapter_layout import adapted_parts
-    from megarlhf.sync.engine_layout import engine_parameters
-
     path = write_engine_model("qwen3-moe", tmp_path)
     tensors, spec = read_tensors(path), AdapterSpec.of(ModelSpec.read(path), ADAPTER)
     adapters = new_adapters(spec, 0)

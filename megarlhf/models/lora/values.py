@@ -47,6 +47,8 @@ def set_values(
 
 def _new(name: str, shape: Shape, seed: int) -> torch.Tensor:
     """A's first values, as PEFT draws them: uniform within 1 / sqrt(in)."""
-    generator = torch.Generator().manual_seed(xxhash.xxh64_intdigest(f"{seed} {name}") >> 1)
+    generator = torch.Generator().manual_seed(
+        xxhash.xxh64_intdigest(f"{seed} {name}".encode()) >> 1
+    )
     bound = 1 / math.sqrt(shape[1])
     return torch.empty(shape).uniform_(-bound, bound, generator=generator)
