@@ -78,8 +78,8 @@ def assert_averaged(ranks, path, directory, world, parallel, other_world, other,
     for error, moved, stay, after, plain in ranks.run(
         world, train_and_save, path, parallel, dtype, directory
     ):
-        # Seen: 3e-8, half an fp32 step of a weight of 0.5.
-        assert error < 1e-7
+        # Three updates, each rounded to fp32: half a step, 6e-8, of weights around 1.
+        assert error < 4e-7
         assert moved > 1e-4
         assert stay
         assert after == plain  # to the bit
