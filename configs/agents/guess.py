@@ -1,7 +1,7 @@
 """An agent: guess a number in four turns. ``megarlhf rl agent.file=configs/agents/guess.py ...``.
 
 The model names a number, and hears whether the hidden one is more or less. The label of a row is the
-hidden number as a word. See docs/agents.md; ``python -m megarlhf.demo.guessing`` makes rows and a model.
+hidden number as a word. ``python -m megarlhf.demo.guessing`` makes rows and a model.
 """
 
 from typing import Any

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from megarlhf.engine import checkpoint
 from megarlhf.engine.model_engine import ModelEngine
@@ -24,31 +25,43 @@ class AveragedWeights:
 
     def __init__(self, engine: ModelEngine, decay: float) -> None:
         self._engine, self._decay = engine, decay
-        self._weights = [
-            p for chunk in engine.chunks for p in chunk.parameters() if p.requires_grad
+        self._places = [
+            (module, name, weight)
+            for chunk in engine.chunks
+            for module in chunk.modules()
+            for name, weight in module.named_parameters(recurse=False)
+            if weight.requires_grad
         ]
-        self._averages = [p.detach().to(torch.float32, copy=True) for p in self._weights]
+        self._averages = {
+            weight: weight.detach().to(torch.float32, copy=True) for _, _, weight in self._places
+        }
         self._offloaded: Offloaded | None = None
 
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the weights, which an optimizer step has changed."""
         self._engine.settle()
-        for average, weight in zip(self._averages, self._weights, strict=True):
+        for weight, average in self._averages.items():
             average.lerp_(weight.to(torch.float32), 1.0 - self._decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model has the average for weights, in fp32: to export, save or load it, not to run."""
+        """The model has the average for weights, in fp32: to export, save or load it, not to run.
+
+        Its modules have other parameters meanwhile. Another dtype in the same ones would cost them the
+        hooks by which Megatron collects their gradients.
+        """
         self._engine.settle()
-        weights = [weight.data for weight in self._weights]
-        for weight, average in zip(self._weights, self._averages, strict=True):
-            weight.data = average
+        stand_ins = {weight: nn.Parameter(average) for weight, average in self._averages.items()}
+        for weight, stand_in in stand_ins.items():
+            vars(stand_in).update(vars(weight))  # Megatron's marks
+        for module, name, weight in self._places:
+            setattr(module, name, stand_ins[weight])
         try:
             yield
         finally:
-            for weight, own in zip(self._weights, weights, strict=True):
-                weight.data = own
+            for module, name, weight in self._places:
+                setattr(module, name, weight)
 
     def save(self, directory: Path) -> None:
         """Write a distributed checkpoint; the directory is made."""
@@ -64,7 +77,7 @@ class AveragedWeights:
     def offload(self) -> None:
         """Give back its device memory until `reload`."""
         if self._offloaded is None:
-            self._offloaded = Offloaded(self._averages, keep=True)
+            self._offloaded = Offloaded(self._averages.values(), keep=True)
 
     def reload(self) -> None:
         """Undo `offload`."""

@@ -119,7 +119,6 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.distributed import param_and_grad_buffer
     from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-    from megatron.core.tensor_parallel import mappings
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     from megarlhf.engine import model_engine
@@ -138,9 +137,9 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
             _shapes(P2PCommunicator._communicate_shapes, received),
         ),
         (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", _even_routing(received.skew)),
-        # gloo's makeshifts are not what runs on a GPU.
-        (mappings, "_gather_along_first_dim", mixture._gather),
-        (mappings, "_reduce_scatter_along_first_dim", mixture._reduce_scatter),
+        # gloo's makeshifts for uneven parts are not what runs on a GPU.
+        (mixture, "_uneven_gather", lambda even: even),
+        (mixture, "_uneven_reduce_scatter", lambda even: even),
     ]
 
 

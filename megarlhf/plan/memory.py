@@ -9,6 +9,7 @@ from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.plan.engines import EngineNeeds, StreamNeeds
 from megarlhf.plan.fake_run import BUFFERS, RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
+from megarlhf.plan.layers import distinct_stages
 from megarlhf.plan.meter import ACTIVATIONS, LOGITS
 from megarlhf.plan.roles import SCORE, TRAIN, Role
 
@@ -132,7 +133,8 @@ def training_places(
     topology = devices.leader.topology
     for stage in devices.processes[0][0].stages:
         name = _place_name(devices.name, stage, topology.pp)
-        place = Place(name, topology.world // topology.pp, gpu.nbytes)
+        stages = distinct_stages(devices.leader)[stage]
+        place = Place(name, stages * topology.world // topology.pp, gpu.nbytes)
         found: dict[str, list[Kinds]] = {}
         asleep = len(devices.processes) - 1
         for process in devices.processes:

@@ -7,10 +7,11 @@ bucket is landing, straight into their places where these are in one piece.
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from megarlhf.sync.incoming import Incoming
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import Link
 from megarlhf.sync.plan import Bucket, Move
@@ -18,7 +19,7 @@ from megarlhf.sync.slots import Targets
 from megarlhf.sync.transfers import Transfer, in_one_piece, numel, split, transfers_of
 
 Read = Callable[[Move], torch.Tensor]  # a sender's values of a move, in whatever dtype
-BUFFERS = 2  # of a sender, and of each sender in a worker
+BUFFERS = 2  # what is packed is sent from these
 
 
 class MessageOutlet:
@@ -114,7 +115,7 @@ class MessageInlet:
                 cut = transfers_of(moves, most)
                 schedules.setdefault(sender, []).extend((index, transfer) for transfer in cut)
         self._senders = {
-            sender: _Incoming(link, sender, schedule, self._places, dtype, device)
+            sender: Incoming(link, sender, schedule, self._places, dtype, device)
             for sender, schedule in schedules.items()
         }
 
@@ -155,86 +156,3 @@ class MessageInlet:
             for name in self._targets.padded & self._open[index].keys():
                 self._open[index][name].zero_()  # who had the slot before left something there
         return self._open[index]
-
-
-class _Expected(NamedTuple):
-    """A transfer on its way: the number of its bucket and of the buffer, where it needs one."""
-
-    index: int
-    transfer: Transfer
-    places: list[torch.Tensor]
-    message: torch.Tensor
-    buffer: int | None
-    work: Any
-
-
-class _Incoming:
-    """What comes from one sender, in order.
-
-    Args:
-        link: To the trainer.
-        sender: The rank.
-        schedule: Every transfer of an update, with the number of its bucket.
-        places: Where the rows of a transfer go.
-        dtype: Of the elements.
-        device: Of the buffers.
-    """
-
-    def __init__(
-        self,
-        link: Link,
-        sender: int,
-        schedule: list[tuple[int, Transfer]],
-        places: Callable[[int, Transfer], list[torch.Tensor]],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        self._link, self._sender, self._schedule, self._places = link, sender, schedule, places
-        self._buffers = [torch.empty(0, dtype=dtype, device=device)] * BUFFERS
-        self.begin()
-
-    def begin(self) -> None:
-        """Nothing has come yet."""
-        self._next = 0  # in the schedule
-        self._free = list(range(BUFFERS))
-        self._expected: deque[_Expected] = deque()
-
-    def lacks(self, index: int) -> bool:
-        """Whether something of that bucket is still to come."""
-        rest = self._expected[0].index if self._expected else self._coming
-        return rest is not None and rest <= index
-
-    @property
-    def _coming(self) -> int | None:
-        """The bucket of the next transfer that is not expected yet."""
-        return self._schedule[self._next][0] if self._next < len(self._schedule) else None
-
-    def expect(self, last: int) -> None:
-        """Start receiving what belongs to buckets up to number ``last``, as far as buffers go."""
-        while self._coming is not None and self._coming <= last:
-            index, transfer = self._schedule[self._next]
-            places = self._places(index, transfer)
-            message, buffer = in_one_piece(places, self._buffers[0].dtype), None
-            if message is None:
-                if not self._free:
-                    return
-                buffer = self._free.pop()
-                message = self._message(buffer, numel(transfer))
-            work = self._link.receive(message, self._sender)
-            self._expected.append(_Expected(index, transfer, places, message, buffer, work))
-            self._next += 1
-
-    def _message(self, number: int, size: int) -> torch.Tensor:
-        if self._buffers[number].numel() < size:
-            self._buffers[number] = self._buffers[number].new_empty(size)
-        return self._buffers[number][:size]
-
-    def take(self) -> None:
-        """Wait for the oldest that is expected."""
-        oldest = self._expected.popleft()
-        oldest.work.wait()
-        if oldest.buffer is not None:
-            parts = split(oldest.message, oldest.transfer)
-            for place, part in zip(oldest.places, parts, strict=True):
-                place.copy_(part.view(place.shape))
-            self._free.append(oldest.buffer)

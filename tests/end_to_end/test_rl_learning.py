@@ -20,7 +20,7 @@ def settings(prompts_file, tmp_path_factory):
     return (
         *("model.parallel.tensor=2", "cluster.actor_ranks=2", f"train.steps={STEPS}"),
         *("train.save_every=1", "ema.decay=0.5"),
-        *("ptx.coef=0.1", "ptx.batch_size=2", f"ptx.data.train=json@{rows}"),
+        *("ptx.coef=1", "ptx.batch_size=3", f"ptx.data.train=json@{rows}"),
         *("ptx.data.apply_chat_template=true", "ptx.data.max_tokens=32", "data.curriculum=true"),
         *("train.best_metric=eval_accuracy_again", "output.export_best=true"),
         f"evaluation.sets=[again=json@{prompts_file}]",
@@ -49,7 +49,6 @@ def test_everything_beside_the_rollouts(tmp_path, rl_command, run_cli, settings)
     for row in rows:
         assert row["eval_accuracy_again"] == row["eval_accuracy"]  # the same prompts
         assert 0 <= row["eval_pass@1"] <= row["eval_pass@4"] <= 1
-    assert rows[0]["eval_pass@4"] != rows[0]["eval_pass@4_again"]  # the same prompts, other seeds
 
     accuracies = [row["eval_accuracy_again"] for row in rows]
     summary = json.loads((whole / "summary.json").read_text())

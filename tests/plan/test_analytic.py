@@ -52,7 +52,7 @@ def test_70b(planned):
     assert usage.attention_flops == attention
     assert usage.flops - attention == 6 * matrices * layers * tokens
 
-    assert run.resting["weights"] == 2 * run.parameters
+    assert run.resting["weights"] == 2 * run.parameters + 4 * dim // 2  # and RoPE's frequencies
     assert run.resting["gradients"] == 4 * run.parameters
     shard = run.parameters // (dp * cp)
     assert run.resting["main parameters"] == pytest.approx(4 * shard, rel=1e-3)
