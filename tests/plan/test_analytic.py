@@ -17,11 +17,7 @@ CASES = {
         256,
         0,
     ),
-    "qwen3-235b-a22b": (
-        {"tensor": 4, "sequence": True, "pipeline": 2, "expert": 8},
-        64,
-        0,
-    ),
+    "qwen3-235b-a22b": ({"tensor": 4, "sequence": True, "expert": 8}, 32, 0),
 }
 
 
@@ -74,21 +70,22 @@ def test_235b(planned):
     run, config = planned["qwen3-235b-a22b"], shape("qwen3-235b-a22b")
     hidden, ffn, experts, per_token = 4096, 1536, 128, 8
     heads, groups, dim = 64, 4, 128
-    tp, ep, layers = 4, 8, 47
+    tp, ep, layers = 4, 8, 94
     attention = hidden * ((heads + 2 * groups) * dim + heads * dim) // tp
     router = experts * hidden
     expert = 3 * hidden * ffn // tp
     norms = 2 * hidden + 2 * dim
     embedding = config["vocab_size"] * hidden // tp
     layer = attention + router + norms + experts // ep * expert
-    assert run.parameters == layers * layer + embedding
+    assert run.parameters == layers * layer + 2 * embedding + hidden  # one stage: head, final norm
 
     usage, micro_batches = run.passes[TRAIN], run.micro_batches[TRAIN]
     tokens = TOKENS * micro_batches
     routed = 6 * expert * per_token * tokens  # even routing: as many come as go
     routers = 6 * router * tokens // tp  # each rank routes its part of the sequence
     products = 6 * attention * tokens
-    assert usage.flops - usage.attention_flops == layers * (products + routed + routers)
+    head = 6 * embedding * tokens
+    assert usage.flops - usage.attention_flops == layers * (products + routed + routers) + head
     sent = {kind: t.nbytes for (_, kind), t in usage.traffic.items() if kind == "alltoall"}
     # Tokens to their experts and back, forwards and backwards, and each one's routing weight.
     rows = tokens // tp * per_token

@@ -11,7 +11,6 @@ LAYOUTS = {
     "one rank": ({}, 1, {}),
     "float32": ({}, 1, {"dtype": "float32"}),
     "full recompute": ({}, 1, {"recompute": "full", "tokens": 128}),
-    "selective recompute": ({}, 1, {"recompute": "selective"}),
     "tensor and sequence": ({"tensor": 2, "sequence": True}, 2, {"score": False}),
     "interleaved": ({"pipeline": 2, "virtual_pipeline": 2}, 2, {}),
     "data": ({}, 2, {}),
@@ -49,7 +48,8 @@ def bytes_of(run):
 def test_a_fake_rank_is_as_a_real_one(ranks, model, fakes, name):
     parallel, world, settings = LAYOUTS[name]
     real = ranks.run(world, jobs.real_run, model, parallel, settings)
-    for fake, of_rank in zip(fakes[name], (real[0], real[-1]), strict=True):
+    ends = real[:1] if world == 1 else (real[0], real[-1])
+    for fake, of_rank in zip(fakes[name], ends, strict=True):
         assert bytes_of(fake) == bytes_of(of_rank)
 
 
