@@ -123,7 +123,8 @@ def run(case: Case, directory: Path, updates: int, fresh_every: int) -> dict[str
 
 def of_fresh_engine(settings: Any) -> list[Sample]:
     """The answers of an engine that loads the model from its files."""
-    engine = FreshEngine(settings)
+    alone = settings.tensor_parallel == 1  # workers of a forked engine would be forked once more
+    engine = (FreshEngine if alone else EngineProcess)(settings)
     try:
         return answers(engine)
     finally:

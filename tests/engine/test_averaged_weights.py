@@ -36,7 +36,7 @@ def export(engine, average, directory):
 def train_and_save(rank, world, path, parallel, dtype, directory):
     """How far the average is from a loop's in float64, from the weights, and whether these stay.
 
-    And what two more steps say, with the average and in a model that never had one.
+    And what two more steps say.
     """
     engine = jobs.build(rank, world, path, parallel, dtype=dtype)
     average = AveragedWeights(engine, DECAY)
@@ -62,9 +62,12 @@ def train_and_save(rank, world, path, parallel, dtype, directory):
     error = max((mine - theirs).abs().max().item() for mine, theirs in pairs)
     moved = max((a - b).abs().max().item() for a, b in zip(found, before, strict=True))
     stay = all(map(torch.equal, before, weights()))
-    after = jobs.train(engine, SEQUENCES, 2)
-    plain = jobs.train(jobs.build(rank, world, path, parallel, dtype=dtype), SEQUENCES, 5)[3:]
-    return error, moved, stay, after, plain
+    return error, moved, stay, jobs.train(engine, SEQUENCES, 2)
+
+
+def train_without(rank, world, path, parallel, dtype):
+    """What the same two steps say in a model that never had an average."""
+    return jobs.train(jobs.build(rank, world, path, parallel, dtype=dtype), SEQUENCES, 5)[3:]
 
 
 def load_and_export(rank, world, path, parallel, dtype, directory):
@@ -75,11 +78,12 @@ def load_and_export(rank, world, path, parallel, dtype, directory):
 
 
 def assert_averaged(ranks, path, directory, world, parallel, other_world, other, dtype):
-    for error, moved, stay, after, plain in ranks.run(
+    plain = ranks.run(world, train_without, path, parallel, dtype)[0]
+    for error, moved, stay, after in ranks.run(
         world, train_and_save, path, parallel, dtype, directory
     ):
-        # Seen: 3e-8, half an fp32 step of a weight of 0.5.
-        assert error < 1e-7
+        # Three updates, each rounded to fp32: half a step, 6e-8, of weights around 1.
+        assert error < 4e-7
         assert moved > 1e-4
         assert stay
         assert after == plain  # to the bit

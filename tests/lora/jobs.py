@@ -79,7 +79,7 @@ def train_and_compare(rank, world, path, parallel, start, sequences, steps, merg
     of_merged = plain.logprobs(sequences)
     metrics = jobs.train(engine, sequences, steps)
     reference = BeforeTraining(engine).logprobs(sequences)
-    assert engine.logprobs(sequences) != before
+    assert not before or engine.logprobs(sequences) != before
     return metrics, before, of_merged, reference
 
 

@@ -1,6 +1,6 @@
 """ptx: the gradient of a mixed batch is the sum of the two losses' own, whatever the layout.
 
-Float64 models, so that nothing hides in rounding. Seen: 3e-16 of the largest gradient.
+Float64 models, so that nothing hides in rounding; the bounds are a few hundred of its roundings.
 """
 
 import random
