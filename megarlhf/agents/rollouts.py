@@ -60,6 +60,7 @@ class AgentRollouts:
         self._runner = asyncio.Runner()
         self._playing: asyncio.Task[list[Sample]] | None = None
         self._failing: set[int] = set()  # prompts, since the last episode that worked
+        self._hopeless = HOPELESS  # so many of them
 
     def __enter__(self) -> "AgentRollouts":
         with ExitStack() as stack:
@@ -107,6 +108,8 @@ class AgentRollouts:
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[Sample]:
         self._playing = asyncio.current_task()
+        # Failures are quicker than answers: a few of many prompts say nothing yet.
+        self._hopeless = max(HOPELESS, len(prompts) // 2)
         running = asyncio.Semaphore(self._config.concurrency)
         return await together(
             self._episode(
@@ -142,7 +145,7 @@ class AgentRollouts:
         if failure.trace:
             shown += f"\n{failure.trace}\n"
         self._failing.add(prompt.index)
-        if self._config.on_failure == "stop" or len(self._failing) >= HOPELESS:
+        if self._config.on_failure == "stop" or len(self._failing) >= self._hopeless:
             raise UserError(
                 shown, where=self._where, fix="correct the agent, or set agent.on_failure=drop"
             ) from failure
