@@ -28,8 +28,12 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt setup.py
 demo: venv ## align a tiny model from start to end on this machine
 	$(VENV)/bin/megarlhf demo
 
+# Tests that start whole runs wait more than they compute: they run beside the others.
+RUNS = tests/end_to_end tests/cluster tests/launch tests/agents
 test: lint ## lint, then every test that this machine can run
-	$(VENV)/bin/python -m pytest -q tests
+	@$(VENV)/bin/python -m pytest -q $(RUNS) > .test-runs.log 2>&1 & runs=$$!; \
+	$(VENV)/bin/python -m pytest -q tests $(RUNS:%=--ignore=%); others=$$?; \
+	wait $$runs; runs=$$?; cat .test-runs.log; exit $$((others || runs))
 
 lint: venv ## check style and formatting
 	$(VENV)/bin/ruff check .
