@@ -133,7 +133,9 @@ class SlurmCluster:
     def __init__(self, folder: Path, nodes: int) -> None:
         self.folder, self._nodes = folder, nodes
         self._daemons: list[subprocess.Popen] = []
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "RAY_"))}
+        # Gloo's interface is that of ranks which other tests had in this very process.
+        ours = ("SLURM_", "RAY_", "GLOO_")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         self.environment = kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
