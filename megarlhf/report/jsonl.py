@@ -18,7 +18,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     NaN and infinities become null, since JSON has no word for them.
     """
     text = json.dumps(_json_ready(record), ensure_ascii=False, allow_nan=False, default=str)
-    # A lone surrogate has no UTF-8; backslashreplace turns it into the JSON escape \udXXX.
+    # A lone surrogate has no UTF-8; backslashreplace turns it into a JSON escape like \udc80.
     line = text.encode("utf-8", "backslashreplace") + b"\n"
     with path.open("a+b") as file:
         if _ends_inside_a_line(file):

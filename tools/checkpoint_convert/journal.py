@@ -12,6 +12,7 @@ from typing import Any
 from megarlhf.errors import UserError
 from megarlhf.models.weights.fingerprint import TensorPrint
 from megarlhf.models.weights.row_files import StoredTensor, full_disk_is_an_error
+from megarlhf.report import jsonl
 
 _JOB, _DONE = ".conversion.json", ".converted-{rank}.jsonl"
 
@@ -58,9 +59,8 @@ class Journal:
     def add(self, name: str, found: TensorPrint) -> None:
         """A tensor is written."""
         line = {"name": name, "dtype": found.dtype, "shape": found.shape, "digest": found.digest}
-        with full_disk_is_an_error(self._directory), self._file.open("a") as file:
-            # Begun on a line of its own, whatever a killed process has left of its last one.
-            file.write(f"\n{json.dumps(line)}\n")
+        with full_disk_is_an_error(self._directory):
+            jsonl.append(self._file, line)
 
     def read(self) -> dict[str, TensorPrint]:
         """What every process has written."""
