@@ -2,8 +2,8 @@
 
 One process, one thread, in turns, the same weights and rows. TRL fills micro-batches of a fixed number
 of rows up to the longest of them; for DPO the reference's log-probabilities are a second forward pass on
-either side. Rows have lengths like those of GSM8K's solutions (log-normal). TRL is no dependency of
-megarlhf: requirements/benchmark.txt.
+either side. Rows have lengths like those of GSM8K's solutions (log-normal). TRL is there for
+development alone: requirements/dev.txt.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 The same model, prompts, batch, lengths, reward, algorithm (GRPO with a KL to a reference) and number of
 cores, in one run, by turns: each turn a new process, whose first step is not counted. TRL generates with
-transformers, its default: its ways to use vLLM need a GPU. See requirements/benchmark.txt.
+transformers, its default: its ways to use vLLM need a GPU.
 """
 
 import argparse

@@ -1,13 +1,14 @@
 """Our offline losses and their gradients against TRL's own trainers, on one batch of theirs.
 
 Both sides take the same Hugging Face model in float64: a difference is one of the loss, of what counts
-as an answer's token, or of what a mean is over. TRL is for this alone: requirements/benchmark.txt.
+as an answer's token, or of what a mean is over. TRL is for this alone: requirements/dev.txt.
 """
 
 from dataclasses import replace
 
 import pytest
 import torch
+import trl
 
 from megarlhf.algo.distillation_loss import DistillationLoss
 from megarlhf.algo.preference_loss import PreferenceLoss
@@ -21,7 +22,6 @@ from megarlhf.parallel.context import sequence_sums
 from megarlhf.parallel.divergence import vocab_parallel_divergence
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 
-trl = pytest.importorskip("trl", reason="TRL is not installed: see requirements/benchmark.txt")
 pytestmark = pytest.mark.slow
 
 # Of reward models and GKD seen 7e-16 at most. The others have TRL's fused head, which computes in

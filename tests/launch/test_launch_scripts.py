@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -139,10 +138,19 @@ def test_torchrun_asks_the_run_to_stop_and_waits(tmp_path: Path, sent: signal.Si
 def test_torchrun_ends_at_once_on_a_second_interrupt(tmp_path: Path):
     python = program(tmp_path / "python", READY + "exec sleep 60\n")
     script = start_torchrun(tmp_path, python)
-    for _ in range(2):
+    script.send_signal(signal.SIGINT)
+    line = ""
+    while "will save and stop" not in line:
+        line = script.stderr.readline()
+        assert line, "the script ended at the first interrupt"
+    # Until the first one is dealt with, the shell takes another one for the same.
+    for _ in range(30):
         script.send_signal(signal.SIGINT)
-        time.sleep(0.3)
-    script.communicate(timeout=10)
+        try:
+            script.communicate(timeout=1)
+            break
+        except subprocess.TimeoutExpired:
+            pass
     assert script.returncode == 128 + signal.SIGQUIT
 
 
