@@ -53,9 +53,10 @@ class ModelSpec:
         settings = family.translate(hf_config, str(file))
         if scalar_head is None and hf_config["architectures"][0].endswith(families.SCALAR):
             scalar_head = hf_config.get("value_prefix_head", DEFAULT_SCALAR_HEAD)
-            if len(hf_config.get("id2label", "01")) != 1:
+            labels = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels", 2)
+            if labels != 1:
                 raise UserError(
-                    f"a classifier of {len(hf_config.get('id2label', '01'))} labels, not a reward model",
+                    f"a classifier of {labels} labels, not a reward model",
                     where=str(file),
                     fix="use a model with num_labels=1",
                 )

@@ -196,9 +196,14 @@ def test_metadata_cannot_run_anything(copy, capsys, call):
 
 def test_common_pt_cannot_run_anything(copy, capsys):
     evil = copy / "evil"
-    torch.save(Malicious(os.system, f"touch {evil}"), copy / "megatron/common.pt")
-    assert main(["inspect", str(copy / "megatron")]) == 0
-    assert "a layout that is not noted" in capsys.readouterr().out
+    common = copy / "megatron/common.pt"
+    whole_one = common.read_bytes()
+    torch.save(Malicious(os.system, f"touch {evil}"), common)
+    for damage in (None, whole_one[:300], whole_one[:-40]):
+        if damage is not None:
+            common.write_bytes(damage)
+        assert main(["inspect", str(copy / "megatron")]) == 0
+        assert "a layout that is not noted" in capsys.readouterr().out
     assert not evil.exists()
 
 
@@ -277,8 +282,35 @@ def test_a_disk_that_is_full_only_when_it_is_flushed(whole, tmp_path, capsys, mo
 
 def test_what_is_there_is_not_overwritten(whole, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
-    assert f"{tmp_path / 'out'}: it exists already" in refusal(capsys, *to)
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("out", "link"):
+        to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / name)
+        assert f"{tmp_path / name}: it exists already" in refusal(capsys, *to)
+
+
+def test_a_place_that_is_not_to_be_written_to(whole, capsys):
+    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", "/dev/null/out")
+    assert "/dev/null/out.partial: Not a directory" in refusal(capsys, *to)
+    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", whole / ("n" * 300))
+    assert "File name too long" in refusal(capsys, *to)
+
+
+def test_what_else_lies_in_a_hugging_face_directory(copy, capsys):
+    """As transformers has it: ``model.safetensors`` is the model, and there may be a metadata.json."""
+    shutil.copy(copy / "hf/model.safetensors", copy / "hf/consolidated.safetensors")
+    index = {"weight_map": {NORM: "consolidated.safetensors", "w": "gone.safetensors"}}
+    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "hf/metadata.json").write_text("{}")
+    convert("verify", copy / "hf", copy / "megatron")
+
+
+def test_logits_of_different_kinds(copy, whole, capsys):
+    config = json.loads((copy / "hf/config.json").read_text())
+    config |= {"architectures": ["Qwen2ForSequenceClassification"], "id2label": {"0": "score"}}
+    (copy / "hf/config.json").write_text(json.dumps(config))
+    change(copy / "hf/model.safetensors", **{"score.weight": torch.ones(1, 32).bfloat16()})
+    said = refusal(capsys, "verify", whole / "hf", copy / "hf", "--logits")
+    assert "one computes 101 logits, the other scores" in said
 
 
 @pytest.mark.parametrize(
@@ -316,7 +348,9 @@ def test_the_wrong_direction(whole, tmp_path, capsys):
 
 
 def test_an_index_that_names_a_missing_shard(copy, capsys):
-    index = {"weight_map": dict.fromkeys(load_file(copy / "hf/model.safetensors"), "gone")}
+    names = load_file(copy / "hf/model.safetensors")
+    (copy / "hf/model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(names, "gone")}
     (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
     to = ("hf-to-megatron", "--hf", copy / "hf", "--out", copy / "out")
     assert "shards named by the index are missing: gone" in refusal(capsys, *to)

@@ -88,7 +88,7 @@ class Conversion:
         on_first(lambda: self._finish(journal))
 
     def _begin(self, journal: Journal, *, resume: bool) -> None:
-        if self.out.exists():
+        if os.path.lexists(self.out):  # a link to nowhere is in the way, too
             raise UserError(
                 "it exists already", where=str(self.out), fix="remove it, or choose another --out"
             )

@@ -28,7 +28,7 @@ class NewFile(Protocol):
 
 def partial_of(directory: Path) -> Path:
     """Where a directory is written until it is whole."""
-    return directory.with_name(directory.name + ".partial")
+    return directory.parent / f"{directory.name}.partial"
 
 
 def begin(directory: Path) -> Path:
