@@ -95,14 +95,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     takes_settings = hasattr(arguments, "overrides")
     wrong = [word for word in rest if not takes_settings or word.startswith("-") or "=" not in word]
     if wrong:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        bare = [word.lstrip("-") for word in wrong if takes_settings and "=" in word]
+        hint = f"; settings have no dashes: {' '.join(bare)}" if bare else ""
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if rest:
         arguments.overrides += rest
     return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megarlhf", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="megarlhf",
+        description="RLHF on Megatron-Core, vLLM and Ray. megarlhf COMMAND --help says more.",
+    )
     parser.add_argument("--version", action="version", version=f"megarlhf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -238,8 +243,15 @@ def _add_merge_lora(commands: Any) -> None:
     merge.set_defaults(run=_run_merge_lora)
 
 
+def _number(kind: type, text: str, in_words: str) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be {in_words}, got {text!r}") from None
+
+
 def _positive(text: str) -> int:
-    number = int(text)
+    number = _number(int, text, "a whole number")
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
@@ -247,7 +259,7 @@ def _positive(text: str) -> int:
 
 def _positive_number(text: str) -> float:
     """Finite, too: nothing exceeds a tolerance that is NaN."""
-    number = float(text)
+    number = _number(float, text, "a number")
     if not 0 < number < math.inf:
         raise argparse.ArgumentTypeError("must be greater than 0, and finite")
     return number
@@ -259,12 +271,31 @@ def _run_configured(arguments: argparse.Namespace) -> int:
         for key, kind, default in describe(command.config):
             print(f"{key:40} {kind:28} {default}")
         return 0
-    config = loader.load(command.config, arguments.config, arguments.overrides)
+    config = _load(command, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")
     summary: dict[str, Any] = getattr(importlib.import_module(module), function)(config)
     if not summary.get("interrupted"):
         return 0
     return 0 if launcher.tell_stopped(summary["steps"]) else INTERRUPTED
+
+
+def _load(command: Command, file: str | None, overrides: Sequence[str]) -> Any:
+    """The configuration; where the file is one of other commands, the error names them."""
+    try:
+        return loader.load(command.config, file, overrides)
+    except UserError as error:
+        fits = {name: other for name, other in COMMANDS.items() if _is_file_of(other, file)}
+        if fits and command not in fits.values():
+            error.fix = f"use megarlhf {' or '.join(fits)}, which the file is for"
+        raise
+
+
+def _is_file_of(command: Command, file: str | None) -> bool:
+    try:
+        loader.load(command.config, file)
+    except UserError:
+        return False
+    return file is not None
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:

@@ -123,8 +123,8 @@ class RunDirectory:
         found = self._complete()
         if not found:
             return None
-        state = json.loads((found[-1] / "trainer.json").read_text())
-        return Checkpoint(found[-1], state)
+        fix = f"remove {found[-1]}, and the run goes on from the checkpoint before"
+        return Checkpoint(found[-1], _read(found[-1] / "trainer.json", fix))
 
     def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
         """The summary of this run, if it has done all its steps already."""
@@ -146,7 +146,7 @@ class RunDirectory:
 
         Until this returns, the checkpoints before it remain.
         """
-        (directory / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
+        replace_file(directory / "trainer.json", (json.dumps(state, indent=2) + "\n").encode())
         final = directory.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         directory.rename(final)
@@ -199,7 +199,7 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or train.resume=true to go on",
             )
-        before = json.loads(file.read_text())
+        before = _read(file, "set output.dir to a new directory")
         if before["command"] != self._identity["command"]:
             raise UserError(
                 f"the output directory belongs to a run of '{before['command']}'",
@@ -213,6 +213,15 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or restore these settings to go on",
             )
+
+
+def _read(file: Path, fix: str) -> dict[str, Any]:
+    """What a run has noted; it is damaged only where a disk was."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:  # of JSON or of UTF-8
+        raise UserError(f"does not parse: {error}", where=str(file), fix=fix) from None
+    return found
 
 
 def _differences(before: dict, now: dict) -> list[str]:

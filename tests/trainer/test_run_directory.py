@@ -199,6 +199,19 @@ def test_a_checkpoint_without_its_state_is_ignored(claim):
         assert directory.newest_checkpoint().state["step"] == 1
 
 
+def test_what_a_damaged_disk_has_left_is_named(claim):
+    with claim() as directory:
+        noted = save(directory, 3) / "trainer.json"
+        noted.write_text("")
+        with pytest.raises(UserError) as caught:
+            directory.newest_checkpoint()
+    assert caught.value.where == str(noted)
+    assert caught.value.fix.startswith(f"remove {noted.parent}, and the run goes on")
+    (directory.path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="does not parse"), claim():
+        pass
+
+
 def test_a_step_saved_again_replaces_the_first(claim):
     with claim() as directory:
         save(directory, 5, attempt=1)

@@ -47,7 +47,8 @@ def _in_transformers(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
     is_scalar = checkpoint.spec.scalar_head is not None
     kind = "AutoModelForSequenceClassification" if is_scalar else "AutoModelForCausalLM"
     load = getattr(transformers, kind).from_pretrained
-    model = load(checkpoint.directory, dtype=torch.float32).eval()
+    # Its other kernels leave out what they lack, such as Gemma 2's soft caps.
+    model = load(checkpoint.directory, dtype=torch.float32, attn_implementation="eager").eval()
     return model(ids[None]).logits[0]
 
 
