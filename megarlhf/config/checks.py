@@ -82,6 +82,21 @@ def check_reward_models(config: RLConfig) -> None:
         check_sequence_length(rollout_lengths(config), model, "reward model")
 
 
+def check_served_model(config: RLConfig) -> None:
+    """Checks the settings of ``megarlhf serve-rm --model``.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    check_ranges(config)
+    for path in models_by_name(config.reward.models).values():
+        model = read_model_config(path, "--model")
+        ranks = config.cluster.reward_ranks
+        check_parallel(
+            config.reward.parallel, model, ranks, "cluster.reward_ranks", "reward.parallel"
+        )
+
+
 def rollout_lengths(config: RLConfig) -> dict[str, int]:
     """The settings that together say how long a sequence gets, tokens."""
     return {
