@@ -266,7 +266,7 @@ def test_a_full_disk(whole, tmp_path, capsys, monkeypatch):
     with monkeypatch.context() as patch:
         usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
         patch.setattr(shutil, "disk_usage", lambda _: usage)
-        assert "there is no space for 0.0 GB" in refusal(capsys, *to)
+        assert "there is no space for 0.1 MB: 0.0 MB are free" in refusal(capsys, *to)
     assert not (tmp_path / "out").exists()
 
 
