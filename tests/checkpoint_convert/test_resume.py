@@ -8,8 +8,8 @@ import sys
 import pytest
 
 from megarlhf.models.weights import fingerprint, publishing
+from tests.checkpoint_convert.damage import flip, refusal
 from tests.checkpoint_convert.models import convert, write_random
-from tests.checkpoint_convert.test_bad_input import flip, refusal
 from tools.checkpoint_convert import conversion
 from tools.checkpoint_convert.checkpoints import open_checkpoint
 from tools.checkpoint_convert.cli import INTERRUPTED, main

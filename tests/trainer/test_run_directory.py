@@ -61,6 +61,17 @@ def test_a_new_directory_is_made_and_says_what_runs(claim):
     assert to_dict(loaded) == json.loads((directory.path / "run.json").read_text())["config"]
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(claim):
+    with claim() as directory:
+        noted = json.loads((directory.path / "run.json").read_text())
+    del noted["config"]["train"]["seed"]
+    (directory.path / "run.json").write_text(json.dumps(noted))
+    with claim():
+        pass
+    (directory.path / "run.json").write_text(json.dumps(noted))
+    assert "train.seed was 1, is 2" in refused(claim("train.seed=2")).what
+
+
 def test_logs_of_the_launcher_are_not_in_the_way(claim, tmp_path):
     (tmp_path / "out" / "logs").mkdir(parents=True)
     with claim():
