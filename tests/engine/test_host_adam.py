@@ -14,6 +14,7 @@ from megarlhf.engine.host_adam import HostAdam
 from megarlhf.engine.optimizer import host_tensors
 from megarlhf.errors import UserError
 from tests.engine import jobs
+from tests.engine.late_streams import late_streams
 from tests.models.zoo import write_model
 
 SEQUENCES = jobs.make_sequences(101, (17, 5, 30, 9, 9, 23, 12, 40))
@@ -26,8 +27,8 @@ LAYOUTS = {
 }
 
 
-def steps_of(rank, world):
-    """Three steps by either Adam: parameters that take several loads, one of them without gradient."""
+def test_every_step_is_that_of_adam_on_the_device():
+    """However late copies run; parameters take several loads, and one has no gradient."""
     generator = torch.Generator().manual_seed(0)
     sizes, settings = ((300, 7, 64), (5,)), {"lr": 1e-2, "weight_decay": 0.1}
     made = [[torch.randn(size, generator=generator) for size in group] for group in sizes]
@@ -37,7 +38,7 @@ def steps_of(rank, world):
         params = [[tensor.clone() for tensor in group] for group in made]
         optimizer = adam([{"params": params[0]}, {"params": params[1], "lr": 0.1}], **settings)
         if adam is HostAdam:
-            optimizer.begin(threads=1)
+            optimizer.begin(threads=torch.get_num_threads())
         for step in range(3):
             for group, own in zip(params, grads, strict=True):
                 for param, grad in zip(group, own, strict=True):
@@ -46,19 +47,14 @@ def steps_of(rank, world):
             optimizer.step()
         return [param for group in params for param in group], optimizer
 
-    with patch.object(host_adam, "LOAD", 64):
+    expected, _ = run(GroupStepAdam, "grad")
+    with patch.object(host_adam, "LOAD", 64), late_streams():
         found, optimizer = run(HostAdam, "decoupled_grad")
-    mains = [optimizer.get_unscaled_state(param, "master_param") for param in found]
-    counts = [group["step"] for group in optimizer.param_groups]
-    return found, mains, counts, run(GroupStepAdam, "grad")[0], made[0][1]
-
-
-def test_every_step_is_that_of_adam_on_the_device(ranks):
-    ((found, mains, counts, expected, without_gradient),) = ranks.run(1, steps_of)
     assert all(map(torch.equal, found, expected))
+    assert torch.equal(found[1], made[0][1])
+    assert [group["step"] for group in optimizer.param_groups] == [3, 3]
+    mains = [optimizer.get_unscaled_state(param, "master_param") for param in found]
     assert all(map(torch.equal, mains, found))
-    assert torch.equal(found[1], without_gradient)
-    assert counts == [3, 3]
 
 
 def train_either_way(rank, world, path, parallel, dtype, directory):
