@@ -47,6 +47,24 @@ def make_sequences(vocab: int, lengths: list[int], *, weighted: bool = False) ->
     return sequences
 
 
+def make_samples(vocab: int, prompts: list[int], responses: list[int]) -> list[Sequence]:
+    """A response of every length to every prompt, all random, weighted."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(0, vocab, (length,), generator=generator).tolist()
+
+    sequences = []
+    for before in prompts:
+        prompt = draw(before)
+        for length in responses:
+            weights = torch.rand(length, generator=generator).tolist()
+            none = [0.0] * before
+            fields = {"loss_weight": none + weights}
+            sequences.append(Sequence(prompt + draw(length), none + [1.0] * length, fields))
+    return sequences
+
+
 def build(
     rank,
     world,
@@ -57,6 +75,7 @@ def build(
     dtype="float32",
     recompute="none",
     optimizer=OPTIMIZER,
+    share=False,
 ) -> ModelEngine:
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
@@ -70,6 +89,7 @@ def build(
         rank,
         micro_batch_tokens=micro_batch_tokens,
         optimizer=optimizer,
+        share=share,
     )
 
 
