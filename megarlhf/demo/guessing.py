@@ -2,7 +2,7 @@
 
 It writes the demo's model with random weights (``base``), games of somebody who guesses at random
 (``sft.jsonl``, to warm it up), and the numbers to guess (``games.jsonl``, ``every_number.jsonl``).
-``configs/agents/guess.py`` is the environment.
+``configs/agents/guess.py`` is the environment, ``guess_program.py`` the same as a program.
 """
 
 import argparse
@@ -11,11 +11,26 @@ import random
 from pathlib import Path
 from typing import Any
 
+from megarlhf.demo.reward import final_answer
 from megarlhf.demo.task import NUMBERS
 
 QUESTION = "what is it?"
 HIDDEN = range(1, 13)
 GUESSES = 4
+MORE, LESS = "plus", "minus"
+
+
+def judge(text: str, label: str) -> tuple[bool, str | None]:
+    """Whether what was said names the hidden number, and what to hear if it names another one.
+
+    Args:
+        text: What the model said.
+        label: The hidden number, as a word.
+    """
+    guess = final_answer(text)
+    if guess is None or guess == label:
+        return guess == label, None
+    return False, MORE if NUMBERS.index(label) > NUMBERS.index(guess) else LESS
 
 
 def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games: int = 768) -> None:
@@ -46,7 +61,7 @@ def _random_game(generator: random.Random) -> list[dict[str, str]]:
     for _ in range(GUESSES):
         guess = generator.choice([number for number in HIDDEN if number != hidden])
         messages.append({"role": "assistant", "content": f"it is {NUMBERS[guess]}."})
-        messages.append({"role": "user", "content": "plus" if hidden > guess else "minus"})
+        messages.append({"role": "user", "content": MORE if hidden > guess else LESS})
     return messages[:-1]
 
 
