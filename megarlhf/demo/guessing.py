@@ -1,7 +1,8 @@
 """A game to learn in several turns: guess a number. ``python -m megarlhf.demo.guessing DIR``.
 
-It writes the demo's model with random weights (``base``), games of somebody who guesses at random
-(``sft.jsonl``, to warm it up), and the numbers to guess (``games.jsonl``, ``every_number.jsonl``).
+It writes the demo's model with random weights (``base``), games to warm it up with (``sft.jsonl``), and
+the numbers to guess (``games.jsonl``, ``every_number.jsonl``). In most of the games the player does not
+listen: the warmed-up model has seen what listening is, and only the reward tells it to prefer that.
 ``configs/agents/guess.py`` is the environment, ``guess_program.py`` the same as a program.
 """
 
@@ -33,7 +34,14 @@ def judge(text: str, label: str) -> tuple[bool, str | None]:
     return False, MORE if NUMBERS.index(label) > NUMBERS.index(guess) else LESS
 
 
-def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games: int = 768) -> None:
+def write_task(
+    directory: str | Path,
+    seed: int,
+    *,
+    sft_rows: int = 4096,
+    games: int = 768,
+    listening: float = 0.3,
+) -> None:
     """Write the rows, which depend on the arguments alone.
 
     ``sft.jsonl`` has rows ``{"messages"}``, ``games.jsonl`` and ``every_number.jsonl`` rows
@@ -44,24 +52,33 @@ def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games:
         seed: Of the guesses at random.
         sft_rows: Rows of ``sft.jsonl``.
         games: Rows of ``games.jsonl``.
+        listening: Share of ``sft.jsonl`` whose players regard what they have heard.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(seed)
-    _write(folder / "sft.jsonl", [{"messages": _random_game(generator)} for _ in range(sft_rows)])
+    games_played = (_game(generator, listens=n < listening * sft_rows) for n in range(sft_rows))
+    _write(folder / "sft.jsonl", [{"messages": messages} for messages in games_played])
     rows = [{"question": QUESTION, "label": NUMBERS[number]} for number in HIDDEN]
     _write(folder / "every_number.jsonl", rows)
     _write(folder / "games.jsonl", [rows[i % len(rows)] for i in range(games)])
 
 
-def _random_game(generator: random.Random) -> list[dict[str, str]]:
-    """Four wrong guesses, none of which regards what was heard before."""
+def _game(generator: random.Random, *, listens: bool) -> list[dict[str, str]]:
+    """Four wrong guesses at random: among what is still possible, or whatever was heard before."""
     hidden = generator.choice(HIDDEN)
+    possible = list(HIDDEN)
     messages = [{"role": "user", "content": QUESTION}]
     for _ in range(GUESSES):
-        guess = generator.choice([number for number in HIDDEN if number != hidden])
+        wrong = [number for number in possible if number != hidden]
+        if not wrong:  # nothing is left but the hidden one
+            break
+        guess = generator.choice(wrong)
+        heard = MORE if hidden > guess else LESS
+        if listens:
+            possible = [n for n in possible if (n > guess) == (hidden > guess) and n != guess]
         messages.append({"role": "assistant", "content": f"it is {NUMBERS[guess]}."})
-        messages.append({"role": "user", "content": MORE if hidden > guess else LESS})
+        messages.append({"role": "user", "content": heard})
     return messages[:-1]
 
 
