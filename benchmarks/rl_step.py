@@ -4,8 +4,8 @@ The same model, prompts, batch, lengths, reward, algorithm (GRPO with a KL to a 
 cores, in one run, by turns: each turn a new process, whose first step is not counted. TRL generates with
 transformers, its default: its ways to use vLLM need a GPU.
 
-Models of random weights hardly ever stop, so that all answers are as long as they may be. The model called
-``warm`` is what the demo's RL begins with (``--start``), whose answers are long and short.
+Models of random weights hardly ever stop, so that all answers are as long as they may be. The model
+called ``warm`` is what the demo's RL begins with (``--start``), whose answers are long and short.
 """
 
 import argparse
