@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 from megarlhf.data.records import Sequence
 
+# What sharing has to save of a group's tokens: attention to a beginning is a call of its own.
+WORTH = 0.1
+
 
 class Piece(NamedTuple):
     """Tokens that are packed end to end.
@@ -30,9 +33,9 @@ class Piece(NamedTuple):
 
 
 def beginning_of(sequence: Sequence) -> tuple[int, ...]:
-    """What others may share: the tokens before the last one that comes before any training."""
+    """The tokens before the first that is trained on; what is shared is all but the last of them."""
     trained = next((at for at, mask in enumerate(sequence.loss_mask) if mask), 0)
-    return tuple(sequence.token_ids[: max(0, trained - 1)])
+    return tuple(sequence.token_ids[:trained])
 
 
 def pieces_of(
@@ -45,12 +48,10 @@ def pieces_of(
         indices: Those to pack.
         share: Whether to look for beginnings; without it sequences are whole, the longest first.
     """
-    members: dict[tuple[int, ...], list[int]] = {}
-    for index in indices if share else ():
-        members.setdefault(beginning_of(sequences[index]), []).append(index)
-    common = [ids for ids, own in members.items() if ids and len(own) > 1]
+    members = _by_beginning(sequences, indices if share else ())
+    common = [ids for ids, own in members.items() if _saves_enough(len(ids) - 1, sequences, own)]
     common.sort(key=len, reverse=True)
-    shared = [Piece(members[ids][0], 0, len(ids), is_shared=True) for ids in common]
+    shared = [Piece(members[ids][0], 0, len(ids) - 1, is_shared=True) for ids in common]
     behind = {index: number for number, ids in enumerate(common) for index in members[ids]}
     rest = []
     for index in indices:
@@ -89,25 +90,42 @@ def together(
     def padded(length: int) -> int:
         return -(-length // pad_to_multiple) * pad_to_multiple
 
-    members: dict[tuple[int, ...], list[int]] = {}
-    for index, sequence in enumerate(sequences):
-        members.setdefault(beginning_of(sequence), []).append(index)
-    alone = [Group((i,), padded(len(sequences[i].token_ids))) for i in members.pop((), [])]
+    common, alone = [], []
+    for ids, own in _by_beginning(sequences, range(len(sequences))).items():
+        if _saves_enough(len(ids) - 1, sequences, own):
+            common.append((len(ids) - 1, own))
+        else:
+            alone += own
 
     def group(shared: int, own: tuple[int, ...]) -> Group:
-        if len(own) == 1:
+        if not _saves_enough(shared, sequences, own):
             shared = 0
         rest = sum(padded(len(sequences[index].token_ids) - shared) for index in own)
         return Group(own, padded(shared) + rest)
 
-    for parts in range(1, max(map(len, members.values()), default=0) + 1):
-        groups = [
-            group(len(ids), part) for ids, own in members.items() for part in _divided(own, parts)
-        ]
-        fits = all(len(one.members) == 1 or one.tokens <= max_tokens for one in groups)
-        if fits and (len(groups) + len(alone)) % multiple == 0:
-            return groups + alone
-    return [*groups, *alone] if members else alone
+    for parts in itertools.count(1):
+        groups = [group(shared, part) for shared, own in common for part in _divided(own, parts)]
+        fits = all(one.tokens <= max_tokens for one in groups if len(one.members) > 1)
+        are_single = all(len(one.members) == 1 for one in groups)
+        if are_single or (fits and (len(groups) + len(alone)) % multiple == 0):
+            return groups + [group(0, (index,)) for index in alone]
+    raise AssertionError("divided often enough, all are single")
+
+
+def _by_beginning(
+    sequences: abc.Sequence[Sequence], indices: abc.Iterable[int]
+) -> dict[tuple[int, ...], list[int]]:
+    members: dict[tuple[int, ...], list[int]] = {}
+    for index in indices:
+        members.setdefault(beginning_of(sequences[index]), []).append(index)
+    return members
+
+
+def _saves_enough(
+    shared: int, sequences: abc.Sequence[Sequence], members: abc.Sequence[int]
+) -> bool:
+    saved = (len(members) - 1) * shared
+    return saved > 0 and saved >= WORTH * sum(len(sequences[i].token_ids) for i in members)
 
 
 def _divided(items: list[int], parts: int) -> list[tuple[int, ...]]:

@@ -77,9 +77,11 @@ def test_all_samples_of_a_prompt_are_together_where_there_is_room():
         for prompt in ([1, 2, 3], [1, 2, 4])
         for number in range(4)
     ]
-    # [1, 2] is shared by all eight: the last token of each prompt is their own.
-    (group,) = together(sequences, max_tokens=100, multiple=1)
-    assert group.tokens == 2 + 8 * 3
-    assert [len(g.members) for g in together(sequences, max_tokens=15, multiple=2)] == [4, 4]
+    groups = together(sequences, max_tokens=100, multiple=1)
+    assert [group.members for group in groups] == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    assert [group.tokens for group in groups] == [
+        2 + 4 * 3
+    ] * 2  # the last of the prompt: each its own
+    assert [len(g.members) for g in together(sequences, max_tokens=13, multiple=2)] == [2] * 4
     alone = together(sequences, max_tokens=5, multiple=8)
     assert [group.tokens for group in alone] == [padded_length(5, 1)] * 8

@@ -8,6 +8,7 @@ import torch
 from megarlhf.algo.loss import TokenMean
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megarlhf.data.records import Sequence
+from megarlhf.engine.double import DoubleEngine
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
@@ -76,12 +77,13 @@ def build(
     recompute="none",
     optimizer=OPTIMIZER,
     share=False,
+    kind=ModelEngine,
 ) -> ModelEngine:
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
     )
     topology = Topology.of(config.parallel, world)
-    return ModelEngine(
+    return kind(
         ModelSpec.read(path),
         config,
         topology,
@@ -104,6 +106,15 @@ def logprobs_and_train(rank, world, path, parallel, sequences, steps, settings, 
     before = engine.logprobs(sequences, temperature=temperature)
     metrics = train(engine, sequences, steps, WeightedLikelihood(temperature))
     return before, metrics, engine.logprobs(sequences, temperature=temperature)
+
+
+def double_gradients(rank, world, path, sequences, share):
+    """In float64: log-probabilities, the loss, and the gradient of every parameter."""
+    engine = build(rank, world, path, {}, dtype="float64", share=share, kind=DoubleEngine)
+    before = engine.logprobs(sequences)
+    (metrics,) = train(engine, sequences, 1)
+    gradients = {name: p.main_grad.clone() for name, p in engine.chunks[0].named_parameters()}
+    return before, metrics["loss"], gradients
 
 
 def refusal_to_train(rank, world, path, sequences):
