@@ -1,8 +1,9 @@
 """A game to learn in several turns: guess a number. ``python -m megarlhf.demo.guessing DIR``.
 
 It writes the demo's model with random weights (``base``), games to warm it up with (``sft.jsonl``), and
-the numbers to guess (``games.jsonl``, ``every_number.jsonl``). In most of the games the player does not
-listen: the warmed-up model has seen what listening is, and only the reward tells it to prefer that.
+the numbers to guess (``games.jsonl``, ``every_number.jsonl``). In most of the games the player counts on
+from a number, whatever is heard; the others halve what is left. So the warmed-up model counts, but has
+seen the better way; only the reward tells it to prefer that.
 ``configs/agents/guess.py`` is the environment, ``guess_program.py`` the same as a program.
 """
 
@@ -52,33 +53,32 @@ def write_task(
         seed: Of the guesses at random.
         sft_rows: Rows of ``sft.jsonl``.
         games: Rows of ``games.jsonl``.
-        listening: Share of ``sft.jsonl`` whose players regard what they have heard.
+        halving: Share of ``sft.jsonl`` whose players halve what is left.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(seed)
-    games_played = (_game(generator, listens=n < listening * sft_rows) for n in range(sft_rows))
-    _write(folder / "sft.jsonl", [{"messages": messages} for messages in games_played])
+    played = [_game(generator, halves=number < halving * sft_rows) for number in range(sft_rows)]
+    _write(folder / "sft.jsonl", [{"messages": messages} for messages in played])
     rows = [{"question": QUESTION, "label": NUMBERS[number]} for number in HIDDEN]
     _write(folder / "every_number.jsonl", rows)
     _write(folder / "games.jsonl", [rows[i % len(rows)] for i in range(games)])
 
 
-def _game(generator: random.Random, *, listens: bool) -> list[dict[str, str]]:
-    """Four wrong guesses at random: among what is still possible, or whatever was heard before."""
-    hidden = generator.choice(HIDDEN)
-    possible = list(HIDDEN)
+def _game(generator: random.Random, *, halves: bool) -> list[dict[str, str]]:
+    """A game from a first guess at random, until the number is found or there are no guesses left."""
+    hidden, guess = generator.choice(HIDDEN), generator.choice(HIDDEN)
+    low, high = HIDDEN[0], HIDDEN[-1]
     messages = [{"role": "user", "content": QUESTION}]
     for _ in range(GUESSES):
-        wrong = [number for number in possible if number != hidden]
-        if not wrong:  # nothing is left but the hidden one
-            break
-        guess = generator.choice(wrong)
-        heard = MORE if hidden > guess else LESS
-        if listens:
-            possible = [n for n in possible if (n > guess) == (hidden > guess) and n != guess]
-        messages.append({"role": "assistant", "content": f"it is {NUMBERS[guess]}."})
+        answer = f"it is {NUMBERS[guess]}."
+        messages.append({"role": "assistant", "content": answer})
+        _, heard = judge(answer, NUMBERS[hidden])
+        if heard is None:
+            return messages
         messages.append({"role": "user", "content": heard})
+        low, high = (guess + 1, high) if heard == MORE else (low, guess - 1)
+        guess = (low + high) // 2 if halves else guess % HIDDEN[-1] + 1
     return messages[:-1]
 
 
