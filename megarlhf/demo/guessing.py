@@ -41,7 +41,7 @@ def write_task(
     *,
     sft_rows: int = 4096,
     games: int = 768,
-    listening: float = 0.3,
+    halving: float = 0.3,
 ) -> None:
     """Write the rows, which depend on the arguments alone.
 
