@@ -42,6 +42,7 @@ class ModelEngine:
         micro_batch_tokens: Most tokens a packed forward pass holds.
         optimizer: Given for a model that is trained; without it there are no gradient buffers.
         adapters: Given where only these are trained.
+        share: Whether beginnings that sequences have in common, such as prompts, are run once.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelEngine:
         micro_batch_tokens: int,
         optimizer: OptimizerConfig | None = None,
         adapters: Adapters | None = None,
+        share: bool = False,
     ) -> None:
         self.spec, self.topology, self.groups, self.rank = spec, topology, groups, rank
         self.device = device.prepare()
@@ -82,7 +84,14 @@ class ModelEngine:
             self.wrapped = data_parallel.wrap(self._chunks, self.config, groups, overlap=overlap)
             self.optimizer = self._make_optimizer(optimizer)
         self.passes = Passes(
-            spec, self.wrapped, topology, groups, rank, self.device, micro_batch_tokens
+            spec,
+            self.wrapped,
+            topology,
+            groups,
+            rank,
+            self.device,
+            micro_batch_tokens,
+            share=share,
         )
 
     def _make_optimizer(self, settings: OptimizerConfig) -> Any:
