@@ -23,7 +23,7 @@ FILES = sorted(
 PLANNED = {
     "dpo/yi-34b_1x8a100-80g": True,
     "grpo/mixtral-8x7b_4x8h100": True,
-    "ppo/llama2-7b_1x4rtx4090": False,
+    "ppo/llama2-7b_1x4rtx4090": True,
 }
 
 each = pytest.mark.parametrize("file", FILES, ids=[f"{f.parent.name}/{f.stem}" for f in FILES])
