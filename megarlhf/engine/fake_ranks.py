@@ -25,7 +25,7 @@ from megarlhf.parallel.topology import Topology
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-_aten = torch.ops.aten
+_aten, _DEVICE = torch.ops.aten, torch.ops.prim.device.default
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,15 @@ class _Answers(TorchDispatchMode):
         super().__init__()
         self._per_token, self._tokens = received.experts_per_token, received.tokens
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs with each operator
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func is _DEVICE:  # autograd asks with each gradient
+            return args[0].fake_device
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _answer(args[0])
         if (
@@ -119,7 +125,7 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.distributed import param_and_grad_buffer
     from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+    from megatron.core.transformer.moe import token_dispatcher
 
     from megarlhf.engine import model_engine
     from megarlhf.models import mixture
@@ -136,7 +142,12 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
             "_communicate_shapes",
             _shapes(P2PCommunicator._communicate_shapes, received),
         ),
-        (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", _even_routing(received.skew)),
+        (
+            token_dispatcher.MoEAlltoAllTokenDispatcher,
+            "_maybe_dtoh_and_synchronize",
+            _even_routing(received.skew),
+        ),
+        (token_dispatcher, "sort_chunks_by_idxs", _halves(token_dispatcher.sort_chunks_by_idxs)),
         # gloo's makeshifts for uneven parts are not what runs on a GPU.
         (mixture, "_uneven_gather", lambda even: even),
         (mixture, "_uneven_reduce_scatter", lambda even: even),
@@ -164,6 +175,17 @@ def _shapes(exchange: Callable[..., Any], received: Received) -> Callable[..., A
         return list(received.shape), list(received.shape)
 
     return communicate
+
+
+def _halves(sort: Callable[..., Any]) -> Callable[..., Any]:
+    """Of as many chunks as there are pairs of a rank and an expert two are made: they are as long."""
+
+    def swap(tokens: torch.Tensor, *_: Any, **options: Any) -> Any:
+        with unset_fake_temporarily():
+            sizes, order = _cut(len(tokens), 2), torch.tensor([1, 0])
+        return sort(tokens, sizes, order, **options)
+
+    return swap
 
 
 def _even_routing(skew: float) -> Callable[..., Any]:

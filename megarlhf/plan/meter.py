@@ -125,11 +125,17 @@ class Meter(TorchDispatchMode):
         self.live[kind] -= nbytes
         self._total -= nbytes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs with each operator
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func.namespace == "prim":  # what a tensor is asked about itself
+            return out
         tensors = list(_tensors((out,)))
         for tensor in tensors:
             is_logits = tensor.ndim > 1 and tensor.shape[-1] in self._columns
