@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from megarlhf.parallel import device
 from megarlhf.parallel.groups import make_groups
@@ -25,7 +24,7 @@ from megarlhf.parallel.topology import Topology
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
-_aten, _DEVICE = torch.ops.aten, torch.ops.prim.device.default
+_aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -72,31 +71,22 @@ def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
     - No weights are read.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     with contextlib.ExitStack() as stack:
         for target, name, replacement in _replacements(received):
             stack.enter_context(patch.object(target, name, replacement))
-        stack.enter_context(fake)
-        stack.enter_context(_Answers(received))
-        yield fake
+        yield stack.enter_context(_AnsweringFakes(received))
 
 
-class _Answers(TorchDispatchMode):
-    """Answers what fake tensors refuse because it depends on their contents."""
+class _AnsweringFakes(FakeTensorMode):
+    """Answers also what fake tensors refuse because it depends on their contents."""
 
     def __init__(self, received: Received) -> None:
-        super().__init__()
+        super().__init__(allow_non_fake_inputs=True)
         self._per_token, self._tokens = received.experts_per_token, received.tokens
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and guarding against it costs with each operator
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
-        if func is _DEVICE:  # autograd asks with each gradient
-            return args[0].fake_device
         if func is _aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _answer(args[0])
         if (
@@ -105,7 +95,7 @@ class _Answers(TorchDispatchMode):
             return args[0].new_empty(args[1].shape[-1] * self._per_token)
         if func is _aten.repeat_interleave.Tensor:  # which sequence each token is of
             return args[0].new_empty(self._tokens)
-        return func(*args, **(kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs or {})
 
 
 def _answer(number: FakeTensor) -> float | int | bool:
@@ -129,9 +119,11 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
 
     from megarlhf.engine import model_engine
     from megarlhf.models import mixture
+    from megarlhf.models.lora import attach
 
     return [
         (model_engine, "load_huggingface", lambda *_: None),
+        (attach, "set_values", lambda *_, **__: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
         (FakeTensor, "tolist", _zeros),  # torch's asks number by number
         (dist, "all_gather_object", _all_the_same),

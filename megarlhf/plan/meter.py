@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_aten = torch.ops.aten
+_aten, _DEVICE = torch.ops.aten, torch.ops.prim.device.default
 
 ACTIVATIONS, LOGITS = "activations", "logits"
 
@@ -132,10 +132,10 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func is _DEVICE:  # only fake tensors are asked, and with each gradient
+            return args[0].fake_device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        if func.namespace == "prim":  # what a tensor is asked about itself
-            return out
         tensors = list(_tensors((out,)))
         for tensor in tensors:
             is_logits = tensor.ndim > 1 and tensor.shape[-1] in self._columns

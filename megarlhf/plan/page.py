@@ -5,8 +5,7 @@ from html import escape
 from pathlib import Path
 
 from megarlhf.plan.hardware import GIB
-from megarlhf.plan.making import Plan
-from megarlhf.plan.memory import (
+from megarlhf.plan.places import (
     BUCKETS,
     CACHE,
     ENGINE_WEIGHTS,
@@ -14,6 +13,7 @@ from megarlhf.plan.memory import (
     TIGHT,
     Place,
 )
+from megarlhf.plan.result import Plan
 from megarlhf.report.jsonl import replace_file
 from megarlhf.report.style import STYLE
 from megarlhf.report.text import format_seconds
@@ -22,7 +22,7 @@ WIDTH, LEFT, ROW = 900, 150, 26  # SVG units: the picture, its labels, a row
 
 # The colours in order; every kind of memory is of one of these.
 FAMILIES = (
-    ("weights", ("weights", "reference weights", ENGINE_WEIGHTS)),
+    ("weights", ("weights", "reference weights", "average weights", ENGINE_WEIGHTS)),
     ("gradients", ("gradients",)),
     ("optimizer and main parameters", ("optimizer", "main parameters")),
     ("activations", ("activations",)),

@@ -3,14 +3,13 @@
 import io
 import logging
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch.distributed as dist
 
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
-from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.config.schema import LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
@@ -19,18 +18,31 @@ from megarlhf.plan import search, tool
 from megarlhf.plan.fake_run import measure, run_rank
 from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
-from megarlhf.plan.memory import Devices, RoleRun, training_places
-from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, roles_of
+from megarlhf.plan.making import make_plan
+from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, before_training
+from megarlhf.plan.search import remembering
 from megarlhf.plan.subject import read_subject
 
 
-def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True):
+def role_of(
+    path,
+    parallel,
+    world,
+    *,
+    tokens=64,
+    dtype="bfloat16",
+    recompute="none",
+    score=True,
+    lora=None,
+    averaging=None,
+    reference=False,
+):
     topology = Topology.of(ParallelConfig(**parallel), world)
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
     )
     work = Work(sequences=8 * topology.dp, tokens=tokens)
-    return Role(
+    role = Role(
         name="model",
         ranks="model",
         spec=ModelSpec.read(path),
@@ -40,7 +52,10 @@ def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="no
         optimizer=OptimizerConfig(),
         loss=NegativeLogLikelihood(),
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
+        lora=LoraConfig(**(lora or {})),
+        averaging=averaging,
     )
+    return before_training(role, "reference", work) if reference else role
 
 
 def real_run(rank, world, path, parallel, settings):
@@ -87,23 +102,15 @@ def stages(rank, world, cases, tokens):
         ]
 
 
-def first_stages(rank, world, files):
-    """Of each configuration the trained models' first stages: peak and memory of a GPU."""
+def plans(rank, world, files):
+    """Of each configuration the verdict, and of each place its peak and its memory."""
+    run = remembering()  # several configurations have the same reference or reward model
     with _without_world():
-        return [
-            _first_stages(read_subject(Path(file), (), calibration=Calibration())) for file in files
+        found = [
+            make_plan(read_subject(Path(file), (), calibration=Calibration()), run)
+            for file in files
         ]
-
-
-def _first_stages(subject):
-    found = []
-    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
-        if role.optimizer is not None:
-            role = replace(role, work={TRAIN: role.work[TRAIN]})
-            devices = Devices(role.name, ((RoleRun(role, {0: run_stage(role, 0, exact=False)}),),))
-            (place,) = training_places(devices, subject.gpu, subject.calibration, None)
-            found.append((place.peak, place.memory))
-    return found
+    return [(one.verdict, [(p.name, p.peak, p.memory) for p in one.places]) for one in found]
 
 
 def command(rank, world, settings, seconds=None):

@@ -4,6 +4,7 @@ import pytest
 
 from megarlhf.plan.fake_run import BUFFERS
 from tests.models.tiny import write_llama
+from tests.models.zoo import write_model
 from tests.plan import jobs
 
 # Long enough sequences that no peak is while gloo reduces and scatters, which it does on copies.
@@ -15,25 +16,45 @@ LAYOUTS = {
     "interleaved": ({"pipeline": 2, "virtual_pipeline": 2}, 2, {}),
     "data": ({}, 2, {}),
     "pipeline and context": ({"pipeline": 2, "context": 2}, 4, {}),
+    "mixture": ({"expert": 2}, 2, {"model": "mixture"}),
+    "average": ({}, 1, {"averaging": 0.9, "score": False}),
+    "adapters": ({"tensor": 2, "sequence": True}, 2, {"lora": {"rank": 4}}),
+    "adapters off": ({}, 1, {"lora": {"rank": 4}, "reference": True}),
+    "adapters and 4 bits": ({}, 1, {"lora": {"rank": 4, "base": "nf4"}, "model": "wide"}),
 }
 FEW_BYTES = 64  # Megatron's flags: the first model in a process makes one more of them
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_llama(tmp_path_factory.mktemp("llama"))
+def cases(tmp_path_factory):
+    """Of each layout the model, the layout, its ranks and settings."""
+    directory = tmp_path_factory.mktemp("models")
+    models = {
+        "dense": write_llama(directory / "dense"),
+        "wide": write_llama(directory / "wide", hidden_size=64, intermediate_size=128),
+        # All tokens to all experts: as even as the plan takes it to be.
+        "mixture": write_model("mixtral", directory / "mixture", num_experts_per_tok=4),
+    }
+    return {
+        name: (models[settings.get("model", "dense")], parallel, world, without_model(settings))
+        for name, (parallel, world, settings) in LAYOUTS.items()
+    }
+
+
+def without_model(settings):
+    return {name: value for name, value in settings.items() if name != "model"}
 
 
 @pytest.fixture(scope="module")
-def fakes(ranks, model):
+def fakes(ranks, cases):
     """By layout, of its first and its last rank."""
-    (found,) = ranks.run(1, jobs.fake_runs, [(model, *case) for case in LAYOUTS.values()])
+    (found,) = ranks.run(1, jobs.fake_runs, list(cases.values()))
     return dict(zip(LAYOUTS, found, strict=True))
 
 
 def bytes_of(run):
     """What is compared: memory, operations, communication; gloo copies where NCCL does not."""
-    usages = [*run.passes.values(), run.update]
+    usages = [usage for usage in (*run.passes.values(), run.update) if usage is not None]
     for kinds in (run.resting, *(usage.peak for usage in usages)):
         assert kinds.pop(BUFFERS, 0) <= FEW_BYTES
     return (
@@ -45,8 +66,8 @@ def bytes_of(run):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_fake_rank_is_as_a_real_one(ranks, model, fakes, name):
-    parallel, world, settings = LAYOUTS[name]
+def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
+    model, parallel, world, settings = cases[name]
     real = ranks.run(world, jobs.real_run, model, parallel, settings)
     ends = real[:1] if world == 1 else (real[0], real[-1])
     for fake, of_rank in zip(fakes[name], ends, strict=True):
