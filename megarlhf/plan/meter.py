@@ -56,11 +56,6 @@ class Usage:
     moved: int = 0
     traffic: dict[tuple[tuple[int, ...], str], Traffic] = field(default_factory=dict)
 
-    @property
-    def peak_bytes(self) -> int:
-        """The highest total."""
-        return sum(self.peak.values())
-
 
 class Meter(TorchDispatchMode):
     """Counts while it is entered.
