@@ -84,6 +84,10 @@ class _AnsweringFakes(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
         self._per_token, self._tokens = received.experts_per_token, received.tokens
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs with each operator
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
@@ -95,7 +99,7 @@ class _AnsweringFakes(FakeTensorMode):
             return args[0].new_empty(args[1].shape[-1] * self._per_token)
         if func is _aten.repeat_interleave.Tensor:  # which sequence each token is of
             return args[0].new_empty(self._tokens)
-        return super().__torch_dispatch__(func, types, args, kwargs or {})
+        return self.dispatch(func, types, args, kwargs or {})
 
 
 def _answer(number: FakeTensor) -> float | int | bool:

@@ -111,9 +111,9 @@ def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
     else:
         low, high = (
             _most(config, _of_layers(spec, layers * chunks), _even(topology), elements)
-            for layers in (FEW - 1, FEW)
+            for layers in (FEW, FEW + 1)
         )
-        times = spec.num_layers / chunks - (FEW - 1)
+        times = spec.num_layers / chunks - FEW
         most = [round(a + (b - a) * times) for a, b in zip(low, high, strict=True)]
     return StreamNeeds(
         2 * config.stream.bucket_mib * 2**20, *(elements * itemsize for elements in most)

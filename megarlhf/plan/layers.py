@@ -8,7 +8,7 @@ from megarlhf.plan.fake_run import RankRun, run_rank
 from megarlhf.plan.meter import Traffic, Usage
 from megarlhf.plan.roles import Role
 
-FEW = 2  # layers a chunk of the smaller of two runs; the other has one more
+FEW = 1  # layers a chunk of the smaller of two runs; the other has one more
 
 
 def stage_rank(role: Role, stage: int) -> int:

@@ -86,11 +86,17 @@ def fake_runs(rank, world, cases):
         ]
 
 
-def deep_stage(rank, world, path, parallel, size, stage):
-    """A stage extrapolated from few layers, and run with all of them."""
+def deep_stages(rank, world, cases):
+    """Stages extrapolated from few layers, and run with all of them."""
     with _without_world():
-        role = role_of(path, parallel, size, recompute="full", score=False)
-        return [run_stage(role, stage, exact=exact) for exact in (False, True)]
+        roles = [
+            (role_of(path, parallel, size, recompute=recompute, score=False), stage)
+            for path, parallel, size, stage, recompute in cases
+        ]
+        return [
+            [run_stage(role, stage, exact=exact) for exact in (False, True)]
+            for role, stage in roles
+        ]
 
 
 def stages(rank, world, cases, tokens):

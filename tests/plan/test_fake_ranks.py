@@ -75,7 +75,14 @@ def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
 
 
 def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
-    model = write_llama(tmp_path, num_hidden_layers=12)
-    for parallel, size, stage in (({}, 1, 0), ({"pipeline": 2}, 2, 1)):
-        ((few, whole),) = ranks.run(1, jobs.deep_stage, model, parallel, size, stage)
+    model = write_llama(tmp_path / "dense", num_hidden_layers=12)
+    mixture = write_model("mixtral", tmp_path / "mixture", num_hidden_layers=6)
+    cases = [
+        (model, {}, 1, 0, "full"),
+        (model, {"pipeline": 2}, 2, 0, "selective"),
+        (model, {"pipeline": 2}, 2, 1, "none"),
+        (mixture, {"expert": 2}, 2, 0, "full"),
+    ]
+    (found,) = ranks.run(1, jobs.deep_stages, cases)
+    for few, whole in found:
         assert few == whole
