@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.plan.engines import EngineNeeds
-from megarlhf.plan.meter import Traffic
 from megarlhf.plan.timing import Machines, transfer_seconds
+from megarlhf.plan.usage import Traffic
 
 
 @dataclass(frozen=True)

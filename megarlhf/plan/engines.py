@@ -12,7 +12,7 @@ from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
-from megarlhf.plan.layers import FEW, have_equal_layers
+from megarlhf.plan.layers import have_equal_layers
 from megarlhf.plan.roles import Role
 from megarlhf.sync.adapter_layout import adapted_parts, adapter_parameters
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
@@ -106,14 +106,14 @@ def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
     elements = config.stream.bucket_mib * 2**20 // itemsize
     topology, spec = actor.topology, actor.spec
     chunks = topology.pp * topology.vpp
-    if exact or not have_equal_layers(actor) or spec.num_layers <= (FEW + 1) * chunks:
+    if exact or not have_equal_layers(actor) or spec.num_layers <= 3 * chunks:
         most = _most(config, spec, topology, elements)
     else:
         low, high = (
             _most(config, _of_layers(spec, layers * chunks), _even(topology), elements)
-            for layers in (FEW, FEW + 1)
+            for layers in (1, 2)
         )
-        times = spec.num_layers / chunks - FEW
+        times = spec.num_layers / chunks - 1
         most = [round(a + (b - a) * times) for a, b in zip(low, high, strict=True)]
     return StreamNeeds(
         2 * config.stream.bucket_mib * 2**20, *(elements * itemsize for elements in most)

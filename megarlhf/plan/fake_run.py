@@ -2,7 +2,7 @@
 
 import gc
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,8 +18,9 @@ from megarlhf.engine.optimizer import begin_state, state_tensors
 from megarlhf.models.build import DTYPES
 from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.plan.batches import batch_of, tokens_in_micro_batch
-from megarlhf.plan.meter import Meter, Usage
+from megarlhf.plan.meter import STEP, Meter
 from megarlhf.plan.roles import TRAIN, Role
+from megarlhf.plan.usage import Usage
 
 WEIGHTS, GRADIENTS = "weights", "gradients"
 MAIN, OPTIMIZER, BUFFERS = "main parameters", "optimizer", "buffers"
@@ -89,6 +90,7 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         )
         if engine.optimizer is not None:
             begin_state(engine.optimizer)
+            engine._step = _apart(meter, engine._step)
         average = None if role.averaging is None else AveragedWeights(engine, role.averaging)
     _name_parts(meter, engine, average)
     run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine))
@@ -112,6 +114,14 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
     return _without_model(run) if role.is_borrowed else run
 
 
+def _apart(meter: Meter, step: Callable[..., Any]) -> Callable[..., Any]:
+    def taken(*args: Any) -> Any:
+        with meter.part(STEP):
+            return step(*args)
+
+    return taken
+
+
 def _average(average: AveragedWeights | None) -> None:
     if average is not None:
         average.update()
@@ -120,7 +130,9 @@ def _average(average: AveragedWeights | None) -> None:
 def _without_model(run: RankRun) -> RankRun:
     """What a pass needs beside a model that is another role's."""
     for usage in run.passes.values():
-        usage.peak = dict(Counter(usage.peak) - Counter(run.resting))
+        usage.peaks = {
+            part: dict(Counter(peak) - Counter(run.resting)) for part, peak in usage.peaks.items()
+        }
     return replace(run, resting={})
 
 

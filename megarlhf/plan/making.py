@@ -112,7 +112,7 @@ def _notes(subject: Subject, roles: list[Role]) -> list[str]:
     notes = []
     if not subject.exact and all(have_equal_layers(role) for role in roles):
         notes.append(
-            "deep stages were run with 1 and 2 layers a chunk and extrapolated; --exact runs all"
+            "deep stages were run with 2 and 3 layers a chunk and extrapolated; --exact runs all"
         )
     if any(role.spec.num_experts for role in roles):
         notes.append(f"routing is taken to be even, times --skew {subject.skew:g} on this rank")

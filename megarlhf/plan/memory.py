@@ -10,7 +10,6 @@ from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
 from megarlhf.plan.layers import distinct_stages
-from megarlhf.plan.meter import ACTIVATIONS, LOGITS
 from megarlhf.plan.places import (
     BUCKETS,
     GENERATE,
@@ -22,6 +21,7 @@ from megarlhf.plan.places import (
     total,
 )
 from megarlhf.plan.roles import SCORE, TRAIN, Role
+from megarlhf.plan.usage import ACTIVATIONS, LOGITS
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from megarlhf.plan.batches import micro_batches_of
 from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import Calibration, Gpu
-from megarlhf.plan.meter import Traffic
 from megarlhf.plan.roles import TRAIN, Role
+from megarlhf.plan.usage import Traffic
 
 # What a collective sends over a link, of n ranks and of the largest tensor's bytes: ring algorithms.
 _SENT = {
