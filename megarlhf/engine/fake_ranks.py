@@ -68,7 +68,7 @@ def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
 
     - A number read from a tensor is 0, a truth value True; the gradient is to be clipped.
     - A pipeline stage is sent activations of ``received.shape``.
-    - No weights are read.
+    - No weights are read, and the host's memory holds everything.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
     """
     with contextlib.ExitStack() as stack:
@@ -121,7 +121,7 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.transformer.moe import token_dispatcher
 
-    from megarlhf.engine import model_engine
+    from megarlhf.engine import host_share, model_engine
     from megarlhf.models import mixture
     from megarlhf.models.lora import attach
 

@@ -16,6 +16,7 @@ from megarlhf.plan.run_roles import roles_of
 from megarlhf.plan.subject import Subject
 
 SECTIONS = {"actor": "model", "model": "model", "critic": "critic"}
+STATES = {"model": "optimizer.offload", "critic": "critic.optimizer.offload"}
 Change = dict[str, Any]  # values by dotted key
 
 
@@ -69,7 +70,7 @@ def _for_engines(subject: Subject) -> str:
 
 
 def _changes(subject: Subject, owner: str) -> Iterator[Change]:
-    """From small to large: fewer tokens at a time, then recomputing, then other layouts."""
+    """From small to large: fewer tokens at a time, recomputing, other layouts, states on the host."""
     section = SECTIONS.get(owner)
     config = subject.config
     longest = longest_sequence(config)
@@ -94,6 +95,7 @@ def _changes(subject: Subject, owner: str) -> Iterator[Change]:
                     f"{section}.parallel.sequence": tensor > 1,
                     f"{section}.parallel.pipeline": pipeline,
                 }
+    yield base | {STATES[section]: "states"}
 
 
 def longest_sequence(config: RLConfig | OfflineConfig) -> int:

@@ -117,10 +117,10 @@ class _Cut:
     expert: int
     elements: int
 
-    def bytes_at_least(self, world: int) -> float:
-        """That a rank of so many keeps, whose optimizer is shared by its replicas."""
-        replicas = world // (self.tensor * self.pipeline)
-        return self.elements * (6 + (TRAINED_BYTES - 6) / max(1, replicas))
+    def bytes_at_least(self, world: int, on_host: bool) -> float:
+        """That a rank of so many keeps, whose optimizer is shared by its replicas, or on the host."""
+        replicas = max(1, world // (self.tensor * self.pipeline))
+        return self.elements * (6 + (0 if on_host else (TRAINED_BYTES - 6) / replicas))
 
 
 def _cuts(subject: Subject, spec: ModelSpec) -> list[_Cut]:
@@ -146,10 +146,10 @@ def _layouts(
     """Of the actor or the trained model, and the same of the critic; with how much they burden."""
     config = subject.config
     given = config.cluster.actor_ranks if isinstance(config, RLConfig) else subject.gpus
-    longest = longest_sequence(config)
+    longest, on_host = longest_sequence(config), config.optimizer.offload == "states"
     tokens = sorted({longest, config.train.micro_batch_tokens}, reverse=True)
     for cut in cuts:
-        if cut.bytes_at_least(ranks or given) > subject.gpu.nbytes:
+        if cut.bytes_at_least(ranks or given, on_host) > subject.gpu.nbytes:
             continue
         for recompute, most in itertools.product(RECOMPUTE, tokens):
             burden = TENSOR[cut.tensor] * PIPELINE[cut.pipeline] * RECOMPUTE[recompute]

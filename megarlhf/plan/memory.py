@@ -9,6 +9,7 @@ from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
+from megarlhf.plan.host_memory import bytes_on_host
 from megarlhf.plan.layers import distinct_stages
 from megarlhf.plan.places import (
     BUCKETS,
@@ -103,6 +104,8 @@ def training_places(
             phase: max(some, key=lambda kinds: sum(kinds.values())) for phase, some in found.items()
         }
         place.phases = {phase: largest[phase] for phase in PHASES if phase in largest}
+        runs = [[_at(run, stage, topology.pp) for run in process] for process in devices.processes]
+        place.host = bytes_on_host(runs, shared=devices.is_shared, engines=devices.engines)
         places.append(place)
     return places
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from megarlhf.plan.hardware import GIB
 from megarlhf.plan.pictures import legend, memory, timeline
 from megarlhf.plan.places import TIGHT, Place
 from megarlhf.plan.result import Plan
@@ -45,6 +46,7 @@ def write_page(plan: Plan, advice: Sequence[str], file: Path) -> None:
 def _place(place: Place) -> str:
     problem = f" {escape(place.problem)}" if place.problem else ""
     plural = "s" if place.gpus > 1 else ""
-    what = f"{place.gpus} GPU{plural}: {place.verdict}{problem}"
+    host = f"; {place.host / GIB:.1f} GiB of the host's memory each" if place.host else ""
+    what = f"{place.gpus} GPU{plural}: {place.verdict}{problem}{host}"
     caption = f"{escape(place.name)} <small>{what}</small>"
     return f"<figure><figcaption>{caption}</figcaption>{memory(place)}</figure>"

@@ -31,6 +31,8 @@ class Place:
         problem: Why it does not do, where memory alone does not say so.
         is_tight: Whether it does only just, for another reason than memory.
         tight: The share of the memory above which it does only just.
+        host: Bytes of the host's memory that each of these GPUs' models take at most: optimizer states
+            with ``optimizer.offload=states``, and what lies there while others have the GPU.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Place:
     problem: str | None = None
     is_tight: bool = False
     tight: float = TIGHT
+    host: int = 0
 
     @property
     def worst(self) -> str:

@@ -49,7 +49,7 @@ def role_of(
         config=config,
         topology=topology,
         micro_batch_tokens=tokens if tokens > 1000 else 2 * tokens,
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerConfig(**adam),
         loss=NegativeLogLikelihood(),
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
         lora=LoraConfig(**(lora or {})),

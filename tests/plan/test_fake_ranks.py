@@ -16,6 +16,7 @@ LAYOUTS = {
     "tensor and sequence": ({"tensor": 2, "sequence": True}, 2, {"score": False}),
     "interleaved": ({"pipeline": 2, "virtual_pipeline": 2}, 2, {}),
     "data": ({}, 2, {}),
+    "data, states on the host": ({}, 2, {"offload": "states"}),
     "pipeline and context": ({"pipeline": 2, "context": 2}, 4, {}),
     "mixture": ({"expert": 2}, 2, {"model": "mixture"}),
     "mixture on one rank": ({}, 1, {"model": "mixture"}),
@@ -64,6 +65,7 @@ def bytes_of(run):
         [(usage.peaks, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
         run.micro_batches,
         run.parameters,
+        run.host,
     )
 
 
