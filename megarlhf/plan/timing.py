@@ -21,6 +21,11 @@ _SENT = {
 }
 
 
+# Of an element with ``optimizer.offload=states``: a main parameter and two moments in fp32; a gradient
+# (fp32) that comes down and a weight (bf16) that goes up; what Adam reads and writes on the host.
+STATE_BYTES, SENT_BYTES, HOST_BYTES = 12, 6, 28
+
+
 @dataclass(frozen=True)
 class Machines:
     """What a run has to work with."""
@@ -73,10 +78,22 @@ def _once(role: Role, run: RankRun, on: Machines) -> dict[str, float]:
     usage = run.passes[TRAIN]
     replicas = [found for found in usage.traffic.values() if _is_once(role, found)]
     seconds = sum(transfer_seconds(found, on) for found in replicas)
-    return {
+    moved = 2 * run.resting.get("gradients", 0) if run.host else _moved_once(run)
+    parts = {
         "gradient exchange": seconds / 2 if role.config.parallel.overlap else seconds,
-        "optimizer": _moved_once(run) / (on.gpu.memory_gb_s * 1e9 * on.calibration.memory),
+        "optimizer": moved / (on.gpu.memory_gb_s * 1e9 * on.calibration.memory),
     }
+    return parts | ({"Adam on the host": _on_host(run, on)} if run.host else {})
+
+
+def _on_host(run: RankRun, on: Machines) -> float:
+    """Pieces come down, are computed and go up at the same time: the slower of both sets the pace."""
+    elements = run.host / STATE_BYTES
+    link = on.gpu.host_gb_s * 1e9 * on.calibration.links
+    return max(
+        elements * SENT_BYTES / link,
+        elements * HOST_BYTES / (on.calibration.host_adam_gb_s * 1e9),
+    )
 
 
 def _moved_once(run: RankRun) -> int:

@@ -36,6 +36,7 @@ def role_of(
     lora=None,
     averaging=None,
     reference=False,
+    **adam,
 ):
     topology = Topology.of(ParallelConfig(**parallel), world)
     config = ModelConfig(
