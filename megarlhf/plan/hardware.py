@@ -56,9 +56,7 @@ class Calibration:
         communication_gib: NCCL's buffers, of each process of several.
         workspace_gib: Of matrix products and attention's backward pass.
         engine_gib: vLLM's activations and workspaces.
-        host_adam_gb_s: Bytes, 10^9 a second, that Adam on the host reads and writes for each GPU. An eighth
-            of what ZeRO-Offload's CPU Adam reached on one machine (arXiv:2101.06840, table 4: 0.22 s for a
-            billion parameters).
+        host_adam_gb_s: What Adam on the host reads and writes for each GPU, 10^9 bytes a second.
         fragmentation: Share of activations and logits that the allocator loses.
     """
 
