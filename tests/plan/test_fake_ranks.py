@@ -25,7 +25,7 @@ LAYOUTS = {
     "adapters off": ({}, 1, {"lora": {"rank": 4}, "reference": True}),
     "adapters and 4 bits": ({}, 1, {"lora": {"rank": 4, "base": "nf4"}, "model": "wide"}),
 }
-FEW_BYTES = 64  # Megatron's flags: the first model in a process makes one more of them
+FEW_BYTES = 256  # flags and orders of experts: the first model in a process makes a flag more
 
 
 @pytest.fixture(scope="module")
