@@ -55,18 +55,18 @@ def main(wanted: Sequence[str]) -> None:
     logging.disable(logging.WARNING)
     if "configs" in wanted or not wanted:
         print(
-            "| configuration | verdict | fullest GPU | a step | tokens/s/GPU | MFU | planned in |"
+            "| configuration | verdict | fullest GPU of the trainer | engines | a step | tokens/s/GPU "
+            "| MFU of training | planned in |"
         )
-        print("|---|---|---|---|---|---|---|")
+        print("|---|---|---|---|---|---|---|---|")
         for row in _configs():
             print(row, flush=True)
     if "published" in wanted or not wanted:
-        print(
-            "| model | GPUs | this model | OpenRLHF | DSChat | verdict |\n|---|---|---|---|---|---|"
-        )
+        print("\n| model | GPUs | predicted | OpenRLHF | tuned DSChat | predicted / OpenRLHF |")
+        print("|---|---|---|---|---|---|")
         for row in _published():
             print(row, flush=True)
-        print("\n| model | GPUs | published | this model | error | generating | verdict |")
+        print("\n| model | GPUs | published | predicted | error | generating | verdict |")
         print("|---|---|---|---|---|---|---|")
         for row in _checks():
             print(row, flush=True)
@@ -77,14 +77,23 @@ def _configs() -> Iterator[str]:
         begin = time.process_time()
         plan = _planned(file)
         seconds = time.process_time() - begin
-        place = max(plan.places, key=lambda place: place.peak / place.memory)
+        trainer = [place for place in plan.places if place.name != "engines"]
+        place = max(trainer, key=lambda place: place.peak / place.memory)
         yield (
-            f"| {file.relative_to(CONFIGS)} | {plan.verdict} | {place.name}: {place.peak / GIB:.1f} of "
-            f"{place.memory / GIB:.1f} GiB in {place.worst} | {plan.seconds:.0f} s | "
-            f"{plan.tokens_a_second:,.0f} | {plan.mfu:.0%} | {seconds:.0f} s |"
+            f"| {file.relative_to(CONFIGS).with_suffix('')} | {plan.verdict} | "
+            f"{place.name}: {place.peak / GIB:.1f} of {place.memory / GIB:.1f} GiB, {place.worst} | "
+            f"{_engines(plan)} | {plan.seconds:.0f} s | {plan.tokens_a_second:,.0f} | {plan.mfu:.0%} | "
+            f"{seconds:.0f} s |"
         )
         for line in advice(plan):
             print(f"  {line}", file=sys.stderr)
+
+
+def _engines(plan: Plan) -> str:
+    if plan.sampling is None:
+        return ""
+    engines = plan.sampling.engines
+    return f"{engines.count} x {engines.ranks}, {engines.running} sequences each"
 
 
 def _published() -> Iterator[str]:
@@ -103,7 +112,7 @@ def _published() -> Iterator[str]:
         )
         yield (
             f"| {model} | {gpus} | {plan.seconds:.0f} s | {theirs[0]} s | {theirs[1]} s | "
-            f"{plan.verdict} |"
+            f"{plan.seconds / theirs[0]:.2f} |"
         )
 
 

@@ -10,6 +10,7 @@ from megarlhf.report.axes import ticks
 from megarlhf.report.text import format_number, format_seconds
 
 WIDTH, ROW, AXIS = 900, 26, 18  # SVG units: the picture, a row, the labels of the axis below
+GAP = 0.8  # between bars
 LETTER = 6.4  # of a label, about
 LEAST = 90  # for the labels on the left
 
@@ -92,7 +93,7 @@ class _Frame:
 
     def bar(self, begin: float, size: float, row: int, colour: int, title: str) -> str:
         """From ``begin``, ``size`` long."""
-        left, width = self._at(begin), max(size * self._scale, 0.5)
+        left, width = self._at(begin), max(size * self._scale - GAP, 0.5)
         where = f'x="{left:.1f}" y="{row * ROW + 3}" width="{width:.1f}" height="{ROW - 6}"'
         return f'<rect class="bar c{colour % 8}" {where}><title>{escape(title)}</title></rect>'
 
