@@ -57,7 +57,7 @@ def search(subject: Subject) -> Result:
     """Plan layouts, the most promising first, for at most about `SECONDS`."""
     end = time.monotonic() + SECONDS
     wanted = candidates(subject)
-    found, tried, run = [], 0, remembering()
+    found, tried, run = [], 0, _remembering()
     for change in wanted:
         if time.monotonic() > end:
             break
@@ -72,7 +72,7 @@ def search(subject: Subject) -> Result:
     return Result(found[:BEST], tried, len(wanted) - tried)
 
 
-def remembering() -> Callable[..., RankRun]:
+def _remembering() -> Callable[..., RankRun]:
     """`run_stage`, once for each role: where the engines are changes nothing for the trainer."""
     known: dict[tuple, RankRun] = {}
 

@@ -20,7 +20,6 @@ from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
 from megarlhf.plan.making import make_plan
 from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, before_training
-from megarlhf.plan.search import remembering
 from megarlhf.plan.subject import read_subject
 
 
@@ -109,15 +108,11 @@ def stages(rank, world, cases, tokens):
         ]
 
 
-def plans(rank, world, files):
-    """Of each configuration the verdict, and of each place its peak and its memory."""
-    run = remembering()  # several configurations have the same reference or reward model
+def plan(rank, world, file):
+    """A configuration's verdict, and of each place its peak and its memory."""
     with _without_world():
-        found = [
-            make_plan(read_subject(Path(file), (), calibration=Calibration()), run)
-            for file in files
-        ]
-    return [(one.verdict, [(p.name, p.peak, p.memory) for p in one.places]) for one in found]
+        found = make_plan(read_subject(Path(file), (), calibration=Calibration()))
+    return found.verdict, [(place.name, place.peak, place.memory) for place in found.places]
 
 
 def command(rank, world, settings, seconds=None):

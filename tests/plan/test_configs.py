@@ -33,15 +33,9 @@ def test_it_is_sound_and_named_for_its_machines(file):
     assert (subject.nodes, subject.gpus_per_node, subject.gpu.name) == (int(nodes), int(gpus), gpu)
 
 
-@pytest.fixture(scope="module")
-def plans(ranks):
-    (found,) = ranks.run(1, jobs.plans, [str(file) for file in FILES])
-    return dict(zip(FILES, found, strict=True))
-
-
 @each
-def test_it_is_planned_and_fits(plans, file):
-    verdict, places = plans[file]
+def test_it_is_planned_and_fits(ranks, file):
+    ((verdict, places),) = ranks.run(1, jobs.plan, str(file))
     assert verdict != "does not fit"
     assert all(peak <= memory for _, peak, memory in places)
 
