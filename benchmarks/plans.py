@@ -1,6 +1,7 @@
 """The tables of docs/scale.md: the plan of every configuration, and of published figures.
 
-python -m benchmarks.plans [configs] [published]; on a CPU, some minutes.
+python -m benchmarks.plans configs [NAME ...] | published; on a CPU, some minutes. Of the configurations those
+whose path has one of the names in it, such as ppo/.
 """
 
 import logging
@@ -18,6 +19,12 @@ from megarlhf.plan.tool import Settings, subject_of
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROLES = ("actor", "critic", "reference", "reward")
 SECTIONS = ("model", "critic", "reference", "reward")
+CONFIG_COLUMNS = (
+    "configuration | verdict | fullest GPU of the trainer | engines | a step | tokens/s/GPU | "
+    "MFU of training | planned in"
+)
+SEED_COLUMNS = "model | GPUs | predicted | OpenRLHF | tuned DSChat | predicted / OpenRLHF"
+CHECK_COLUMNS = "model | GPUs | published | predicted | error | generating | verdict"
 LAYOUT = ("tensor", "pipeline", "context", "expert")
 
 # Of OpenRLHF's table: model, GPUs, tensor and pipeline size, ranks of an engine, seconds of OpenRLHF and
@@ -50,30 +57,26 @@ NEMO = (
 UPDATE, PROMPT = 512, 150  # samples an update; tokens of a prompt, which are assumed
 
 
-def main(wanted: Sequence[str]) -> None:
-    """Print what is wanted as Markdown."""
+def main(table: str = "configs", *names: str) -> None:
+    """Print a table as Markdown."""
     logging.disable(logging.WARNING)
-    if "configs" in wanted or not wanted:
-        print(
-            "| configuration | verdict | fullest GPU of the trainer | engines | a step | tokens/s/GPU "
-            "| MFU of training | planned in |"
-        )
-        print("|---|---|---|---|---|---|---|---|")
-        for row in _configs():
-            print(row, flush=True)
-    if "published" in wanted or not wanted:
-        print("\n| model | GPUs | predicted | OpenRLHF | tuned DSChat | predicted / OpenRLHF |")
-        print("|---|---|---|---|---|---|")
-        for row in _published():
-            print(row, flush=True)
-        print("\n| model | GPUs | published | predicted | error | generating | verdict |")
-        print("|---|---|---|---|---|---|---|")
-        for row in _checks():
-            print(row, flush=True)
+    if table == "configs":
+        _show(CONFIG_COLUMNS, _configs(names))
+    else:
+        _show(SEED_COLUMNS, _published())
+        _show(CHECK_COLUMNS, _checks())
 
 
-def _configs() -> Iterator[str]:
-    for file in sorted(CONFIGS.rglob("*_*x*.yaml")):
+def _show(columns: str, rows: Iterator[str]) -> None:
+    print(f"| {columns} |\n|{'---|' * len(columns.split(' | '))}")
+    for row in rows:
+        print(row, flush=True)
+    print()
+
+
+def _configs(names: Sequence[str]) -> Iterator[str]:
+    files = sorted(CONFIGS.rglob("*_*x*.yaml"))
+    for file in (file for file in files if any(name in str(file) for name in names or [""])):
         begin = time.process_time()
         plan = _planned(file)
         seconds = time.process_time() - begin
@@ -149,4 +152,4 @@ def _planned(file: Path, *overrides: str, **lengths: int) -> Plan:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])
