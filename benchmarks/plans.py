@@ -1,7 +1,7 @@
 """The tables of docs/scale.md: the plan of every configuration, and of published figures.
 
-python -m benchmarks.plans configs [NAME ...] | published; on a CPU, some minutes. Of the configurations those
-whose path has one of the names in it, such as ppo/.
+python -m benchmarks.plans configs [NAME ...] | published; on a CPU, some minutes. Of the configurations
+those whose path has one of the names in it, such as ppo/.
 """
 
 import logging
