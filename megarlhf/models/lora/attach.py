@@ -50,7 +50,7 @@ def check_layout(adapters: AdapterSpec, topology: Topology) -> None:
     Raises:
         UserError: One has nothing.
     """
-    for rank in range(topology.world):
+    for rank in range(0, topology.world, topology.world // topology.pp):  # the first of each stage
         chunks = {parameter.chunk for parameter in parameters_of(adapters, topology, rank)}
         if len(chunks) < topology.vpp:
             raise UserError(

@@ -93,11 +93,11 @@ def _pack(linear: nn.Module) -> None:
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         weight = packed.detach()
-        storage = weight.untyped_storage().data_ptr()
+        storage = weight.untyped_storage()._cdata
 
         def pack(saved: torch.Tensor) -> Any:
             # What the backward pass keeps of the weight is how to make it again.
-            if saved.untyped_storage().data_ptr() != storage:
+            if saved.untyped_storage()._cdata != storage:
                 return saved
             return saved.shape, saved.stride(), saved.storage_offset()
 
