@@ -117,7 +117,8 @@ class ModelEngine:
     def offload(self, *parts: Part) -> int:
         """Give back the device memory of ``weights``, ``gradients`` or ``optimizer`` state.
 
-        Nothing may be computed until `reload`. Returns the bytes given back.
+        Until `reload` nothing may be computed that needs them; a forward pass needs the weights only.
+        Returns the bytes given back.
         """
         self.settle()
         for part in parts:
@@ -126,11 +127,11 @@ class ModelEngine:
                 self._offloaded[part] = Offloaded(tensors, keep=part != "gradients")
         return sum(self._offloaded[part].nbytes for part in parts)
 
-    def reload(self) -> None:
-        """Undo every `offload`: the same bits, gradients zero."""
-        for offloaded in self._offloaded.values():
-            offloaded.restore()
-        self._offloaded.clear()
+    def reload(self, *parts: Part) -> None:
+        """Undo `offload` of these parts, of all where none is named: the same bits, gradients zero."""
+        for part in parts or tuple(self._offloaded):
+            if part in self._offloaded:
+                self._offloaded.pop(part).restore()
 
     def _tensors_of(self, part: Part) -> list[torch.Tensor]:
         if part == "weights":

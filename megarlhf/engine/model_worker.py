@@ -116,9 +116,9 @@ class ModelWorker(ABC):
         """Give back memory: see `ModelEngine.offload`."""
         return self.engine.offload(*parts)
 
-    def reload(self) -> None:
-        """Undo every `offload`."""
-        self.engine.reload()
+    def reload(self, *parts: Part) -> None:
+        """Undo `offload`: see `ModelEngine.reload`."""
+        self.engine.reload(*parts)
 
     def stop(self) -> None:
         """Leave the process group."""

@@ -200,7 +200,7 @@ def train_in_small_buckets(rank, world, path, parallel, sequences, steps):
 
 
 def train_with_offload(rank, world, path, parallel, sequences, dtype, parts):
-    """Three steps, everything in ``parts`` given back and filled again between them.
+    """Three steps, everything in ``parts`` given back and filled again between them, weights first.
 
     Returns the metrics, the bytes given back and whether storages were empty meanwhile.
     """
@@ -213,5 +213,7 @@ def train_with_offload(rank, world, path, parallel, sequences, dtype, parts):
         freed = engine.offload(*parts)
         for part in parts:
             empty &= all(t.untyped_storage().nbytes() == 0 for t in engine._tensors_of(part))
+        engine.reload("weights")
+        engine.logprobs(sequences)  # needs no more
         engine.reload()
     return metrics, freed, empty
