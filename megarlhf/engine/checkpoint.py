@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megarlhf.engine.optimizer import begin_state
 from megarlhf.errors import UserError, cannot_write, disk_error
@@ -114,7 +115,7 @@ def _damage_is_an_error(directory: Path) -> Iterator[None]:
     """Whatever torch and Megatron raise where a file is damaged or missing, as a `UserError`."""
     try:
         yield
-    except Exception as error:
+    except (Exception, CheckpointException) as error:  # torch's own is no Exception
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"the checkpoint cannot be read: {lines[-1]}",
