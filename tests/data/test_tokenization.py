@@ -16,6 +16,7 @@ from megarlhf.data.steps import load_steps
 from megarlhf.data.stream import ShuffledStream, _token_hash
 from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
+from tests.data.rows import FirstSequences
 
 ROWS = [{"input": f"{n}+1=", "output": str(n + 1)} for n in range(25)]
 
@@ -27,7 +28,7 @@ def small_pieces(monkeypatch):
 
 def load(spec, tokenizer, **settings):
     rows = load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
-    return rows.mapped(lambda example: example.sequences[0])
+    return FirstSequences(rows)
 
 
 def test_what_is_stored_is_read_back():
