@@ -89,7 +89,7 @@ def test_a_cache_is_filled_once_and_read_from_disk(write_rows, tokenizer, tmp_pa
     second = load(spec, tokenizer, **settings)
     assert list(second) == list(first)
     assert (second.report, second.token_hash) == (first.report, first.token_hash)
-    assert pyarrow.total_allocated_bytes() == before  # mapped, not read
+    assert pyarrow.total_allocated_bytes() <= before  # mapped, not read
     assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
 
 
