@@ -24,6 +24,7 @@ _MAY_CHANGE = (
         for key in _LAYOUT
     ),
     *("model.recompute", "critic.recompute", "critic.export"),
+    *("optimizer.offload", "critic.optimizer.offload"),
     *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
     *("rollout.cuda_graphs", "rollout.max_sequences"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
