@@ -58,6 +58,12 @@ class ModelSpec:
                 where=str(file),
                 fix="compare it with the one that the model was published with",
             ) from error
+        heads, groups = settings["num_attention_heads"], settings["num_query_groups"]
+        if heads % groups:
+            raise UserError(
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})",
+                where=str(file),
+            )
         if scalar_head is None and hf_config["architectures"][0].endswith(families.SCALAR):
             scalar_head = hf_config.get("value_prefix_head", DEFAULT_SCALAR_HEAD)
             labels = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels", 2)
