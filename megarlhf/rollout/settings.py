@@ -27,6 +27,7 @@ class EngineSettings:
         gpu_memory_utilization: Share of a GPU it may take.
         seed: Of the engine itself (requests bring their own).
         sleeps_with_weights: Asleep it keeps its weights on the host, since not all of them come again.
+        transfer: vLLM's own weight-transfer engine that brings new weights; None: our stream.
     """
 
     model_path: str
@@ -40,6 +41,7 @@ class EngineSettings:
     gpu_memory_utilization: float
     seed: int
     sleeps_with_weights: bool = False
+    transfer: str | None = None
 
 
 @dataclass(frozen=True)

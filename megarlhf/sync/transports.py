@@ -56,6 +56,7 @@ class Transport:
         link: Device of the link's messages.
         any_node: Whether the two ends may be on different machines.
         transfer_mib: What one transfer of a message holds at most.
+        of_vllm: Both ends are vLLM's own: `vllm_transport`.
     """
 
     device: str
@@ -63,6 +64,7 @@ class Transport:
     link: str
     any_node: bool
     transfer_mib: int = 0
+    of_vllm: bool = False
 
     @property
     def transfer_bytes(self) -> int:
@@ -75,6 +77,7 @@ TRANSPORTS = {
     "shared_memory": Transport("cpu", SharedMemory, "cpu", any_node=False),
     "nccl": Transport("cuda", None, "cuda", any_node=True, transfer_mib=64),
     "cuda_ipc": Transport("cuda", CudaIpc, "cpu", any_node=False),
+    "nccl_m2n": Transport("cuda", None, "cuda", any_node=True, of_vllm=True),
 }
 
 
@@ -100,7 +103,7 @@ def choose(wanted: str, *, device: str, one_node: bool, colocated: bool) -> str:
         why = f"is for weights on {transport.device}, and these are on {device}"
     elif not transport.any_node and not one_node:
         why = "needs the engines on the machine of the trainer's ranks"
-    elif wanted == "nccl" and colocated:
+    elif transport.link == "cuda" and colocated:
         why = "cannot connect processes that share a GPU"
     if why is not None:
         raise UserError(

@@ -20,4 +20,5 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         gpu_memory_utilization=rollout.gpu_memory_utilization,
         seed=config.train.seed,
         sleeps_with_weights=config.lora.is_on,
+        transfer="nccl_m2n" if config.stream.transport == "nccl_m2n" else None,
     )

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from megarlhf.errors import UserError
+from megarlhf.rollout.cpu_kernels import check_kernels, latent_settings
 from megarlhf.rollout.settings import engine_environment, stop_token_ids
+from tests.sync.shapes import spec_of
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,14 @@ def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):
     assert environment["VLLM_LOGGING_LEVEL"] == "ERROR"
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     assert engine_environment(3, on_gpu=False)["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_a_cpu_samples_with_latents_of_one_size_and_without_the_kernel_for_positions(tmp_path):
+    latent = spec_of("deepseek-v3", tmp_path)
+    with pytest.raises(UserError, match="latents of 512 beside 64, and these are of 16 beside 4"):
+        check_kernels(latent)
+    check_kernels(spec_of("deepseek-v3", tmp_path, kv_lora_rank=512, qk_rope_head_dim=64))
+    assert "-rotary_embedding" in str(latent_settings(latent))
+    plain = spec_of("llama", tmp_path)
+    check_kernels(plain)
+    assert latent_settings(plain) == {}
