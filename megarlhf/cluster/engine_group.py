@@ -54,7 +54,11 @@ class EngineGroup:
         self._config, self._processes, self._note = config, processes, note
         rollout = config.rollout
         if not processes.on_gpu:
-            check_kernels(ModelSpec.read(config.model.path))
+            check_kernels(
+                ModelSpec.read(config.model.path),
+                ranks=rollout.tensor_parallel,
+                whole_experts=rollout.expert_parallel,
+            )
         environment = engine_environment(
             rollout.kv_cache_gib, on_gpu=processes.on_gpu, packed=rollout.packed_weights
         )

@@ -1,4 +1,4 @@
-"""What vLLM's CPU kernels cannot do, or do wrongly, with latent attention. As seen in vllm 0.32.0."""
+"""What vLLM's CPU kernels cannot do, or do wrongly. As seen in vllm 0.32.0."""
 
 from typing import Any
 
@@ -10,12 +10,25 @@ from megarlhf.models.spec import ModelSpec
 LATENT, ROTARY = 512, 64  # the sizes that its kernel is compiled for: DeepSeek's
 
 
-def check_kernels(spec: ModelSpec) -> None:
+def check_kernels(spec: ModelSpec, *, ranks: int, whole_experts: bool) -> None:
     """A CPU can sample from the model.
+
+    Args:
+        spec: The model.
+        ranks: Of an engine.
+        whole_experts: Whether they have whole experts each: ``rollout.expert_parallel``.
 
     Raises:
         UserError: It cannot.
     """
+    if spec.num_experts and whole_experts and ranks > 1:
+        # The kernel is given the map of experts and does not look at it: it reads past those it has.
+        raise UserError(
+            "vLLM on a CPU cannot have whole experts on each rank: its kernel takes those of one "
+            "rank for all of them",
+            where="rollout.expert_parallel",
+            fix="set it to false: each expert is cut, which is as much memory; or use GPUs",
+        )
     if not spec.settings.get("multi_latent_attention"):
         return
     sizes = spec.settings["kv_lora_rank"], spec.settings["qk_pos_emb_head_dim"]

@@ -13,9 +13,6 @@ from megarlhf.models.weights.family import Entry
 from megarlhf.models.weights.operations import Operation, Rect, Shape
 from megarlhf.sync.engine_operations import COUNTERPARTS, EXPERTS, FUSED
 
-# What vllm 0.32.0 reads of a router with an expert bias, and Hugging Face does not.
-VLLM_ROUTER = {"scoring_func": "sigmoid", "topk_method": "noaux_tc"}
-
 
 @dataclass(frozen=True)
 class EngineTopology:
@@ -84,24 +81,6 @@ def engine_parameters(spec: ModelSpec, engine: EngineTopology, rank: int) -> lis
     for parameter in found.values():
         modules.setdefault(parameter.module, []).append(parameter)
     return [parameter for module in modules.values() for parameter in module]
-
-
-def check_streamable(spec: ModelSpec, engine: EngineTopology) -> None:
-    """The model can be streamed into such engines, and they take it for the same model.
-
-    Raises:
-        UserError: See `engine_parameters`; or vLLM would route tokens otherwise than the trainer.
-    """
-    if spec.family.constants.get("moe_router_enable_expert_bias"):
-        missing = {k: v for k, v in VLLM_ROUTER.items() if k not in spec.hf_config}
-        if missing:
-            raise UserError(
-                f"config.json does not say {' and '.join(missing)}, and vLLM would not take what "
-                "Hugging Face takes then",
-                where=str(spec.path),
-                fix="add " + ", ".join(f'"{key}": "{value}"' for key, value in missing.items()),
-            )
-    engine_parameters(spec, engine, 0)
 
 
 def untouched_parameters(spec: ModelSpec) -> set[str]:

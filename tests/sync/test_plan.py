@@ -18,12 +18,12 @@ from megarlhf.models.weights.operations import Cut
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import (
     EngineTopology,
-    check_streamable,
     engine_parameters,
     untouched_parameters,
 )
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.plan import numel, plan_stream, workers_of
+from megarlhf.sync.streamable import check_streamable
 from tests.sync.shapes import KINDS, spec_of
 
 SIZES = st.sampled_from([1, 2, 4])
