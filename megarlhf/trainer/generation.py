@@ -79,7 +79,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
         if batches:
             with reward, opener(placement_of(config, ["reward"])) as processes:
                 with progress.phase("start", setup=True):
-                    start_reward_models(config, reward, ModelGroups(config, processes))
+                    start_reward_models(config, reward.scorers, ModelGroups(config, processes))
                     engines = EngineGroup(config, engine_settings(config), processes, progress.note)
                     engines.start()
                 with StopRequest() as stop:  # Ray takes the signals when it starts

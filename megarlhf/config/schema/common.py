@@ -48,6 +48,8 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # global gradient norm; 0 switches clipping off
+    # states: main parameters and moments lie on the host, where Adam is computed; see docs/tuning.md
+    offload: Literal["none", "states"] = "none"
 
 
 @dataclass(frozen=True)
@@ -85,5 +87,6 @@ class OutputConfig:
 
     dir: str = REQUIRED
     tensorboard: bool = True
+    wandb: str | None = None  # project on Weights & Biases to log to; needs the package wandb
     sampled_rollouts: int = 8  # rollouts a step that are kept for the report
     export_best: bool = False  # write the model of train.best_metric into output.dir/best, too
