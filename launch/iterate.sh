@@ -78,6 +78,9 @@ for ((round = 1; round <= 10#$rounds; round++)); do
         "model.path=$model" "train.seed=$round" "output.dir=$at/generate"
     do_once "$at/train" "$here/torchrun.sh" "${nproc[@]}" -- "$method" "${train[@]}" \
         "model.path=$model" "data.train=json@$at/generate/$rows" "output.dir=$at/train"
+    if [[ -d $at/train/adapter && ! -e $at/train/model ]]; then # lora.rank: the next round's base
+        "$python" -m megarlhf merge-lora --base "$model" --adapter "$at/train/adapter" --output "$at/train/model"
+    fi
     model=$at/train/model
 done
 [[ -n $dry_run ]] || say "the model of round $((10#$rounds)): $model"

@@ -72,6 +72,7 @@ def collate(
             name: torch.tensor([sequences[i].values[name] for i in order], dtype=torch.float32)
             for name in numbers
         },
+        trained=tuple(position for position, mask in enumerate(loss_mask) if mask),
     )
 
 

@@ -170,6 +170,7 @@ class MicroBatch:
         context_group: Ranks that hold the other parts of the same sequences; None where this rank
             holds them whole.
         values: float32 [n] each, a number of every packed sequence, in their order.
+        trained: Host integers, the positions where ``loss_mask`` is not 0, in order.
     """
 
     token_ids: torch.Tensor
@@ -183,6 +184,7 @@ class MicroBatch:
     order: tuple[int, ...]
     context_group: "ProcessGroup | None" = None
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    trained: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same with its tensors on a device."""
