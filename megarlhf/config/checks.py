@@ -20,6 +20,7 @@ from megarlhf.config.lora_checks import check_lora, check_lora_in_rl
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.config.numbers import any_of, nearest_divisors
 from megarlhf.config.offline_checks import check_evaluation, check_loss
+from megarlhf.config.output_checks import check_output
 from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.ranges import check_ranges, check_required
 from megarlhf.config.reward_checks import models_by_name
@@ -34,6 +35,7 @@ def check_rl(config: RLConfig) -> None:
         UserError: A rule is broken; names the key and what to change.
     """
     check_required(config)
+    check_output(config.output)
     check_ranges(config)
     check_data(config.data)
     check_lora_in_rl(config)
@@ -82,6 +84,21 @@ def check_reward_models(config: RLConfig) -> None:
         check_sequence_length(rollout_lengths(config), model, "reward model")
 
 
+def check_served_model(config: RLConfig) -> None:
+    """Checks the settings of ``megarlhf serve-rm --model``.
+
+    Raises:
+        UserError: A rule is broken; names the key and what to change.
+    """
+    check_ranges(config)
+    for path in models_by_name(config.reward.models).values():
+        model = read_model_config(path, "--model")
+        ranks = config.cluster.reward_ranks
+        check_parallel(
+            config.reward.parallel, model, ranks, "cluster.reward_ranks", "reward.parallel"
+        )
+
+
 def rollout_lengths(config: RLConfig) -> dict[str, int]:
     """The settings that together say how long a sequence gets, tokens."""
     return {
@@ -101,6 +118,7 @@ def check_offline(config: OfflineConfig, world_size: int) -> None:
         UserError: A rule is broken; names the key and what to change.
     """
     check_required(config)
+    check_output(config.output)
     check_ranges(config)
     check_data(config.data)
     check_lora(config.lora, config.model)

@@ -36,6 +36,7 @@ RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
             "rollout.samples_per_prompt",
             "rollout.max_new_tokens",
             "rollout.kv_cache_gib",
+            "rollout.max_sequences",
             "stream.bucket_mib",
             "algorithm.kl_horizon",
             "algorithm.epochs",

@@ -17,18 +17,27 @@ ScoreTokens = Callable[[Sequence[Sequence[int]]], dict[int, float]]
 class ModelScorer:
     """Scores the very tokens that were sampled or, with a tokenizer of its own, the text.
 
+    A text does not say how its response ended. It is scored as a finished one, closed by the
+    tokenizer's EOS, as ``megarlhf rm`` closes the answers that it learns from.
+
     Args:
         name: Names its metrics.
         path: The model's directory.
         tokenizer: The model's, if it is not the actor's.
+        longest: Tokens that a text may have; None: any number.
     """
 
     def __init__(
-        self, name: str, path: str, tokenizer: "PreTrainedTokenizerBase | None" = None
+        self,
+        name: str,
+        path: str,
+        tokenizer: "PreTrainedTokenizerBase | None" = None,
+        longest: int | None = None,
     ) -> None:
         self.name, self.where = name, path
-        self._tokenizer = tokenizer
+        self._tokenizer, self._longest = tokenizer, longest
         self._score_tokens: ScoreTokens | None = None
+        self._ranks_are_busy = asyncio.Lock()  # all of them take part in every call
 
     def use(self, score_tokens: ScoreTokens) -> None:
         """Score with these ranks, which are up."""
@@ -44,10 +53,12 @@ class ModelScorer:
         """Score a batch, on all ranks together.
 
         Raises:
-            ScoringFailed: A score is not a finite number.
+            ScoringFailed: A score is not a finite number, a text has no tokens or too many.
         """
         assert self._score_tokens is not None
-        found = await asyncio.to_thread(self._score_tokens, self._tokens(batch))
+        tokens = self._tokens(batch)
+        async with self._ranks_are_busy:
+            found = await asyncio.to_thread(self._score_tokens, tokens)
         values = [found[index] for index in range(len(batch))]
         for index, value in enumerate(values):
             if not math.isfinite(value):
@@ -63,4 +74,16 @@ class ModelScorer:
         begin = self._tokenizer("")["input_ids"][:1]  # what it puts before a text, if anything
         begin = begin if begin == [self._tokenizer.bos_token_id] else []
         found = self._tokenizer(batch.queries, add_special_tokens=False)["input_ids"]
-        return [ids if ids[:1] == begin else [*begin, *ids] for ids in found]
+        return [self._whole(index, ids, begin) for index, ids in enumerate(found)]
+
+    def _whole(self, index: int, ids: list[int], begin: list[int]) -> list[int]:
+        if not ids:
+            raise ScoringFailed(index, "the text has no tokens")
+        eos = self._tokenizer.eos_token_id
+        end = [] if eos is None or ids[-1] == eos else [eos]
+        whole = [*([] if ids[:1] == begin else begin), *ids, *end]
+        if self._longest is not None and len(whole) > self._longest:
+            raise ScoringFailed(
+                index, f"{len(whole)} tokens are more than the {self._longest} of {self.where}"
+            )
+        return whole

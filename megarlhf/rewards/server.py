@@ -2,6 +2,8 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
+from functools import partial
 
 from aiohttp import web
 
@@ -34,11 +36,16 @@ def serve_function(config: RewardConfig, host: str, port: int, max_batch: int) -
 
 
 async def serve(scorer: Scorer, host: str, port: int, max_batch: int) -> None:
-    """Serve any scorer until SIGINT or SIGTERM. Arguments as of `serve_function`."""
-    ended = asyncio.Event()
+    """Serve any scorer until SIGINT or SIGTERM. Arguments as of `serve_function`.
+
+    Raises:
+        UserError: The port is taken.
+        Exception: Scoring broke down, in another way than that a response cannot be scored.
+    """
+    ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, ended.set)
-    runner = web.AppRunner(application(scorer, max_batch), access_log=None)
+        asyncio.get_running_loop().add_signal_handler(number, _end, ended)
+    runner = web.AppRunner(application(scorer, max_batch, partial(_end, ended)), access_log=None)
     try:
         await scorer.start()
         await runner.setup()
@@ -50,14 +57,31 @@ async def serve(scorer: Scorer, host: str, port: int, max_batch: int) -> None:
             ) from None
         address = runner.addresses[0]
         print(f"serving {scorer.where} at http://{address[0]}:{address[1]}{PATH}", flush=True)
-        await ended.wait()
+        await ended
     finally:
         await runner.cleanup()
         await scorer.close()
 
 
-def application(scorer: Scorer, max_batch: int) -> web.Application:
-    """``POST /get_reward`` and ``GET /health``."""
+def _end(ended: "asyncio.Future[None]", error: Exception | None = None) -> None:
+    if ended.done():
+        return
+    if error is None:
+        ended.set_result(None)
+    else:
+        ended.set_exception(error)
+
+
+def application(
+    scorer: Scorer, max_batch: int, broken: Callable[[Exception], None]
+) -> web.Application:
+    """``POST /get_reward`` and ``GET /health``.
+
+    Args:
+        scorer: What is served.
+        max_batch: Responses that a request may have.
+        broken: Told when the scorer raises what it should not; that request gets status 500.
+    """
 
     async def get_reward(request: web.Request) -> web.Response:
         try:
@@ -70,6 +94,9 @@ def application(scorer: Scorer, max_batch: int) -> web.Application:
             # Not 5xx: it has been tried again here, and the client should look for the response.
             text = f"{failure.reason} {batch.shown(failure.index)}"
             return web.json_response({"error": text, "index": failure.index}, status=422)
+        except Exception as error:
+            broken(error)
+            return web.json_response({"error": "the server broke down: see its log"}, status=500)
         return web.json_response(write_response(scores))
 
     async def health(_: web.Request) -> web.Response:

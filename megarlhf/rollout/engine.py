@@ -39,7 +39,7 @@ class VllmEngine:
             max_model_len=settings.max_length,
             max_num_seqs=settings.max_sequences,
             gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=True,
+            enforce_eager=not (settings.cuda_graphs and torch.cuda.is_available()),
             seed=settings.seed,
             skip_tokenizer_init=True,
             generation_config="vllm",

@@ -27,6 +27,7 @@ class EngineSettings:
         gpu_memory_utilization: Share of a GPU it may take.
         seed: Of the engine itself (requests bring their own).
         sleeps_with_weights: Asleep it keeps its weights on the host, since not all of them come again.
+        cuda_graphs: Whether a GPU replays recorded steps: an update keeps the addresses that they know.
     """
 
     model_path: str
@@ -40,6 +41,7 @@ class EngineSettings:
     gpu_memory_utilization: float
     seed: int
     sleeps_with_weights: bool = False
+    cuda_graphs: bool = True
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         or ("keep" if rollout.async_steps else "wait"),
         can_sleep=rollout.placement == "colocated",
         max_length=config.data.max_prompt_tokens + rollout.max_new_tokens,
-        max_sequences=256,
+        max_sequences=rollout.max_sequences,
         gpu_memory_utilization=rollout.gpu_memory_utilization,
+        cuda_graphs=rollout.cuda_graphs,
         seed=config.train.seed,
         sleeps_with_weights=config.lora.is_on,
     )

@@ -79,7 +79,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
                     sampled = entered.enter_context(sampled_model(config))
                     entered.enter_context(reward)
                     processes = entered.enter_context(opener(placement_of(config, ["reward"])))
-                    start_reward_models(config, reward, ModelGroups(config, processes))
+                    start_reward_models(config, reward.scorers, ModelGroups(config, processes))
                     engines = EngineGroup(
                         config, engine_settings(sampled), processes, progress.note
                     )

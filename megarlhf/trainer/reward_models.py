@@ -9,13 +9,13 @@ from megarlhf.cluster.placement import reward_role
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.engine.reward_worker import RewardWorker
-from megarlhf.rewards.mix import Rewards
 from megarlhf.rewards.model_scorer import ModelScorer
+from megarlhf.rewards.scorer import Scorer
 
 
-def start_reward_models(config: RLConfig, rewards: Rewards, groups: ModelGroups) -> None:
+def start_reward_models(config: RLConfig, scorers: Sequence[Scorer], groups: ModelGroups) -> None:
     """Start the ranks of every reward model, which are up and in use when this returns."""
-    for scorer in rewards.scorers:
+    for scorer in scorers:
         if isinstance(scorer, ModelScorer):
             one = replace(config, reward=replace(config.reward, models=(scorer.where,)))
             group = groups.group(RewardWorker, reward_role(scorer.name), one)

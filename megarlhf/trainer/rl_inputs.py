@@ -125,19 +125,28 @@ def reward_tokenizers(
     checks.check_reward_models(config)
     others = {}
     for name, path in models_by_name(config.reward.models).items():
-        spec = checked(ModelSpec.read(path))
-        if spec.scalar_head is None:
-            raise UserError(
-                "a language model: it predicts tokens and scores nothing",
-                where=path,
-                fix="set reward.models to AutoModelForSequenceClassification directories",
-            )
-        topology = Topology.of(config.reward.parallel, config.cluster.reward_ranks)
-        topology.layers_of(spec.num_layers, 0)
-        own = load_tokenizer(path)
+        own = check_reward_model(config, path)
         if own.get_vocab() != tokenizer.get_vocab():
             others[name] = own
     return others
+
+
+def check_reward_model(config: RLConfig, path: str) -> PreTrainedTokenizerBase:
+    """Check one of ``reward.models``; returns its tokenizer.
+
+    Raises:
+        UserError: The model cannot be built, or is no reward model.
+    """
+    spec = checked(ModelSpec.read(path))
+    if spec.scalar_head is None:
+        raise UserError(
+            "a language model: it predicts tokens and scores nothing",
+            where=path,
+            fix="give an AutoModelForSequenceClassification directory",
+        )
+    topology = Topology.of(config.reward.parallel, config.cluster.reward_ranks)
+    topology.layers_of(spec.num_layers, 0)
+    return load_tokenizer(path)
 
 
 def checked(spec: ModelSpec) -> ModelSpec:

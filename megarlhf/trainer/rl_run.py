@@ -87,7 +87,7 @@ class RLRun:
             )
             self.engines = EngineGroup(config, engine_settings(config), processes, note)
             self.models.start(None if checkpoint is None else checkpoint.directory)
-            start_reward_models(config, self.inputs.reward, groups)
+            start_reward_models(config, self.inputs.reward.scorers, groups)
             self.engines.start()
             self.engines.connect(self.models.actor)
             self.turns = turns_of(

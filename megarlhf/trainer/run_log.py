@@ -11,6 +11,7 @@ from megarlhf.report import jsonl
 from megarlhf.report.html import write_report
 from megarlhf.report.metrics import MetricsLog, RolloutLog
 from megarlhf.report.progress import Progress
+from megarlhf.report.trackers import TensorBoard, Tracker, WeightsAndBiases
 
 EVALUATION_FILE = "evaluation.jsonl"
 EVALUATION_ANSWERS = 64
@@ -32,7 +33,7 @@ class RunLog:
     ) -> None:
         self.directory, self._config, self._title = directory, config, title
         self.progress = Progress(total_steps, title, done_steps=done_steps)
-        self._metrics = MetricsLog(directory, tensorboard=config.output.tensorboard)
+        self._metrics = MetricsLog(directory, _trackers(directory, config))
         self._rollouts = RolloutLog(directory)
         kept = done_steps if done_steps > 0 else -1
         self._metrics.truncate_after(kept)
@@ -97,6 +98,13 @@ class RunLog:
         rows += [(name, str(path)) for name, path in {**written, "report": report}.items()]
         self.progress.note("")
         self.progress.table(rows)
+
+
+def _trackers(directory: Path, config: Any) -> list[Tracker]:
+    trackers: list[Tracker] = [TensorBoard(directory)] if config.output.tensorboard else []
+    if config.output.wandb is not None:
+        trackers.append(WeightsAndBiases(directory, config.output.wandb, to_dict(config)))
+    return trackers
 
 
 def _is_scalar(value: Any) -> bool:

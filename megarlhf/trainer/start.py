@@ -1,12 +1,13 @@
 """Commands with a driver: who keeps their processes, Ray or the ranks that torchrun started."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from megarlhf.cluster import launched
 from megarlhf.cluster.processes import Opener
 from megarlhf.config.schema import RLConfig
-from megarlhf.trainer import generation
+from megarlhf.trainer import generation, served_model
 from megarlhf.trainer import rl as reinforcement
 
 
@@ -18,6 +19,12 @@ def rl(config: RLConfig) -> dict[str, Any]:
 def generate(config: RLConfig) -> dict[str, Any]:
     """``megarlhf generate``; returns the run's summary, on the driver."""
     return _run(generation.generate, config)
+
+
+def serve_model(config: RLConfig, host: str, port: int, max_batch: int) -> dict[str, Any]:
+    """``megarlhf serve-rm --model``; see `served_model.serve_model`."""
+    serving = partial(served_model.serve_model, host=host, port=port, max_batch=max_batch)
+    return _run(serving, config)
 
 
 def _run(command: Callable[[RLConfig, Opener], dict[str, Any]], config: RLConfig) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def report(directory, config=None, summary=None):
 
 
 def write_metrics(directory, *records):
-    log = MetricsLog(directory, tensorboard=False)
+    log = MetricsLog(directory)
     for step, metrics in enumerate(records, 1):
         log.write(step, metrics)
 

@@ -4,10 +4,11 @@ import math
 import pytest
 
 from megarlhf.report.metrics import MetricsLog, RolloutLog
+from megarlhf.report.trackers import TensorBoard, WeightsAndBiases
 
 
 def log_steps(directory, *steps):
-    log = MetricsLog(directory, tensorboard=False)
+    log = MetricsLog(directory)
     for step in steps:
         log.write(step, {"reward": step / 10})
     return log
@@ -31,7 +32,7 @@ def test_reading_needs_no_file(tmp_path):
 
 
 def test_not_finite_is_null(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf, "d": 1.5})
     text = (tmp_path / "metrics.jsonl").read_text()
     record = json.loads(text, parse_constant=pytest.fail)
@@ -40,12 +41,12 @@ def test_not_finite_is_null(tmp_path):
 
 def test_a_metric_cannot_take_the_name_of_the_step(tmp_path):
     with pytest.raises(TypeError):
-        MetricsLog(tmp_path, tensorboard=False).write(1, {"step": 2.0})
+        MetricsLog(tmp_path).write(1, {"step": 2.0})
 
 
 def test_truncate_drops_later_steps_and_a_resumed_run_has_no_duplicates(tmp_path):
     log_steps(tmp_path, 1, 2, 3, 4)
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.truncate_after(2)
     assert steps(tmp_path) == [1, 2]
     log.write(3, {})
@@ -54,7 +55,7 @@ def test_truncate_drops_later_steps_and_a_resumed_run_has_no_duplicates(tmp_path
 
 
 def test_truncate_without_a_file(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.truncate_after(0)
     assert steps(tmp_path) == []
 
@@ -66,7 +67,7 @@ def test_a_line_cut_short_is_not_read_and_truncate_drops_it(tmp_path, cut):
     complete = path.read_bytes()
     path.write_bytes(complete + cut)
     assert steps(tmp_path) == [1, 2]
-    MetricsLog(tmp_path, tensorboard=False).truncate_after(9)
+    MetricsLog(tmp_path).truncate_after(9)
     assert path.read_bytes() == complete
 
 
@@ -117,7 +118,7 @@ def test_rollouts_keep_any_text_and_label_and_follow_the_same_rule(tmp_path):
 
 def test_array_scalars_are_numbers(tmp_path):
     numpy = pytest.importorskip("numpy")
-    MetricsLog(tmp_path, tensorboard=False).write(
+    MetricsLog(tmp_path).write(
         1, {"a": numpy.float32(0.5), "b": numpy.float64("nan"), "c": numpy.int64(3)}
     )
     record = MetricsLog.read(tmp_path)[0]
@@ -129,7 +130,7 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     for start, reward in ((1, 0.25), (3, 0.75)):
-        log = MetricsLog(tmp_path, tensorboard=True)
+        log = MetricsLog(tmp_path, [TensorBoard(tmp_path)])
         if start > 1:
             log.truncate_after(start - 1)
         for step in range(start, start + 3):
@@ -141,6 +142,14 @@ def test_tensorboard_forgets_what_is_done_again(tmp_path):
     assert scalars == [(1, 0.25), (2, 0.25), (3, 0.75), (4, 0.75), (5, 0.75)]
 
 
-def test_no_tensorboard_unless_wanted(tmp_path):
-    log_steps(tmp_path, 1)
-    assert not (tmp_path / "tensorboard").exists()
+def test_weights_and_biases_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for start in (1, 3):
+        log = MetricsLog(
+            tmp_path, [WeightsAndBiases(tmp_path, "project", {"model": {"path": "m"}})]
+        )
+        log.truncate_after(start - 1)
+        log.write(start, {"reward": 0.5})
+        log.close()
+    (name,) = {folder.name.split("-")[-1] for folder in (tmp_path / "wandb").glob("offline-run-*")}
+    assert name == (tmp_path / WeightsAndBiases.FILE).read_text()

@@ -85,5 +85,6 @@ class OutputConfig:
 
     dir: str = REQUIRED
     tensorboard: bool = True
+    wandb: str | None = None  # project on Weights & Biases to log to; needs the package wandb
     sampled_rollouts: int = 8  # rollouts a step that are kept for the report
     export_best: bool = False  # write the model of train.best_metric into output.dir/best, too

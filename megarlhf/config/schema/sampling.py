@@ -38,7 +38,9 @@ class RolloutConfig:
     top_p: float = 1.0
     top_k: int = -1
     max_new_tokens: int = 1024
+    max_sequences: int = 256  # that an engine runs at a time
     gpu_memory_utilization: float = 0.85
+    cuda_graphs: bool = True  # GPU only: replay decoding steps; false: run them one by one (eager)
     kv_cache_gib: int = 1  # CPU backend only: size of the KV cache
     packed_weights: bool = True  # CPU backend only: faster to sample from, slower to update
     timeout_s: float = 3600.0  # the longest that an engine may take for its share of a rollout
