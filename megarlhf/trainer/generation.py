@@ -183,7 +183,9 @@ def _select(directory: Path) -> dict[str, float]:
             margin = high["reward"] - low["reward"]
             pairs.append({**row, "prompt": record["prompt"], **answers, "margin": margin})
     for name, rows in ((BEST, best), (PAIRS, pairs)):
-        (directory / name).unlink(missing_ok=True)
+        (directory / name).write_bytes(
+            b""
+        )  # without rows it is there too, and says so when it is read
         for row in rows:
             jsonl.append(directory / name, row)
     return {

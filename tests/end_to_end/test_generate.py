@@ -30,7 +30,7 @@ def read(file):
 
 def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_dir):
     """launch/iterate.sh: vLLM samples with adapters, the reward scores, DPO trains others."""
-    write_adapters(tmp_path / "adapter", model_dir)
+    write_adapters(tmp_path / "adapter", model_dir, targets=("q_proj",))
     _, _, _, _, *settings = rl_command(tmp_path, "data.max_samples=10", "rollout.max_new_tokens=24")
     theirs = [s for s in settings if not s.startswith(("output.dir", "model.path"))]
     command = [str(ITERATE), "dpo", "--model", str(model_dir), "--rounds", "1"]

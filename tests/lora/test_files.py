@@ -169,7 +169,6 @@ def test_rows_that_are_no_whole_blocks_are_refused(llama):
 def test_scales_that_are_no_whole_groups_are_refused(tmp_path):
     sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 8}
     spec = ModelSpec.read(write_llama(tmp_path, **sizes))
-    check_quantizable(spec, Topology(1), double=True)
     check_quantizable(spec, Topology(2, tp=2), double=False)
     with pytest.raises(
         UserError, match=r"q_proj\.weight and .* do not meet on a rank at multiples"

@@ -63,7 +63,7 @@ def check_quantizable(spec: ModelSpec, topology: Topology, *, double: bool) -> N
                 f"{' and '.join(parameter.sources)} do not meet on a rank at multiples of "
                 f"{scales.ROWS} rows, whose scales are quantized together",
                 where="lora.double_quant",
-                fix="leave it out, or use a smaller model.parallel.tensor",
+                fix="leave it out",
             )
 
 
