@@ -87,14 +87,16 @@ def test_families_and_their_experts(ranks, tmp_path, family, layouts):
     model = write_model(family, tmp_path / "model")
     jobs.write_adapters(tmp_path / "adapter", model)
     merge(model, tmp_path / "adapter", tmp_path / "merged")
-    arguments = tmp_path / "adapter", make_sequences(101, LENGTHS), 2, tmp_path / "merged"
+    sequences = make_sequences(101, LENGTHS)
+    merged = gather(ranks.run(1, jobs.merged_logprobs, tmp_path / "merged", sequences))
+    arguments = tmp_path / "adapter", sequences, 2
     runs = [(1, {}, {}), *((world, parallel, {}) for world, parallel in layouts)]
     runs.append((1, {}, {"experts": "grouped"}))
     results = []
     for world, parallel, settings in runs:
         outcome = ranks.run(world, jobs.train_and_compare, model, parallel, *arguments, settings)
         metrics, *logprobs = zip(*outcome, strict=True)
-        before, merged, reference_after = (gather(parts) for parts in logprobs)
+        before, reference_after = (gather(parts) for parts in logprobs)
         for ours, theirs in zip(before, merged, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
         for ours, theirs in zip(reference_after, before, strict=True):
