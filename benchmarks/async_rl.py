@@ -6,7 +6,8 @@
 Every way is a run of ``megarlhf rl`` on the demo's task, one after the other, in turns. The actor's rank
 has one core for itself and the engine another (as by ``taskset``), in every way; so what differs is only
 whether they compute at the same time. A run's figures are medians over the steps behind ``--warmup``;
-seconds a step are from one step's end to the next one's.
+seconds a step are from one step's end to the next one's, ``wall`` the seconds of all of these steps.
+Held-out accuracy is ``before`` the first step and ``after`` the last, as many samples later.
 """
 
 import argparse
@@ -49,11 +50,11 @@ def main() -> None:
         for ahead, done in runs.items():
             done.append(measured(options, ahead, seed=options.seed + number))
             print(f"async_steps={ahead} seed={options.seed + number}: {done[-1]}", flush=True)
-    in_turn = statistics.median(one["s/step"] for one in runs[min(options.async_steps)])
+    in_turn = statistics.median(one["wall"] for one in runs[min(options.async_steps)])
     rows = []
     for ahead, done in runs.items():
         medians = {key: statistics.median(one[key] for one in done) for key in done[0]}
-        rows.append({"async_steps": ahead, **medians, "faster": in_turn / medians["s/step"]})
+        rows.append({"async_steps": ahead, **medians, "faster": in_turn / medians["wall"]})
     print(table(rows))
     write_json(options.out, {"runs": runs, "medians": rows, "load": os.getloadavg()})
 
@@ -83,6 +84,7 @@ def measured(options: argparse.Namespace, ahead: int, seed: int) -> dict[str, fl
     }
     return {
         "s/step": statistics.median(b - a for a, b in itertools.pairwise(ends)),
+        "wall": ends[-1] - ends[0],
         **parts,
         "staleness": statistics.median(row.get("staleness_mean", 0.0) for row in measured),
         "oldest": max(row.get("staleness_max", 0.0) for row in measured),

@@ -3,6 +3,9 @@
 The same model, prompts, batch, lengths, reward, algorithm (GRPO with a KL to a reference) and number of
 cores, in one run, by turns: each turn a new process, whose first step is not counted. TRL generates with
 transformers, its default: its ways to use vLLM need a GPU.
+
+Models of random weights hardly ever stop, so that all answers are as long as they may be. The model
+called ``warm`` is what the demo's RL begins with (``--start``), whose answers are long and short.
 """
 
 import argparse
@@ -54,19 +57,22 @@ class Case:
     lr: float = 1e-6
 
 
-SIZES = {"demo": (64, 8, 24, 128), "20m": (16, 8, 64, 32)}
+SIZES = {"demo": (64, 8, 24, 128), "warm": (64, 8, 24, 128), "20m": (16, 8, 64, 32)}
 
 
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rl_step", description=__doc__)
-    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES))
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=["demo", "20m"])
+    parser.add_argument("--start", type=Path, help="DIR-start of `megarlhf demo`, for `warm`")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--cores", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if "warm" in options.sizes and options.start is None:
+        parser.error("--sizes warm needs --start")
     rows = []
     for size in options.sizes:
         with tempfile.TemporaryDirectory() as directory:
@@ -78,10 +84,12 @@ def main() -> None:
 
 
 def prepared(size: str, directory: Path, options: argparse.Namespace) -> Case:
-    """The model, of random weights, and the prompts of the demo's task."""
+    """The model and the prompts of the demo's task."""
     path = directory / "model"
     if size == "demo":
         make_model(path, seed=1)
+    elif size == "warm":
+        path = options.start / "sft" / "model"
     else:
         write_model(path, size)
         make_tokenizer().save_pretrained(path)

@@ -32,9 +32,10 @@ EOT
 
 method='' model='' out='' rounds=3 dry_run=''
 nproc=() generate=() train=()
-setting() { # the words of a file or of a setting
-    if [[ $1 == *.yaml || $1 == *.yml ]] && [[ $1 != *=* ]]; then echo --config; fi
-    echo "$1"
+add_setting() { # add_setting ARRAY WORD: a setting, or a file of them
+    local -n settings=$1
+    if [[ $2 == *.yaml || $2 == *.yml ]] && [[ $2 != *=* ]]; then settings+=(--config); fi
+    settings+=("$2")
 }
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -42,9 +43,8 @@ while [[ $# -gt 0 ]]; do
         store "${@:1:2}"
         shift 2
         ;;
-    --nproc) need_value "${@:1:2}" && nproc=(--nproc "$2") && shift 2 ;;
-    --generate) need_value "${@:1:2}" && mapfile -t -O "${#generate[@]}" generate < <(setting "$2") && shift 2 ;;
-    --train) need_value "${@:1:2}" && mapfile -t -O "${#train[@]}" train < <(setting "$2") && shift 2 ;;
+    --nproc) need_value "${@:1:2}" && need_number "$1" "$2" 1 1024 && nproc=(--nproc "$2") && shift 2 ;;
+    --generate | --train) need_value "${@:1:2}" && add_setting "${1#--}" "$2" && shift 2 ;;
     --dry-run) dry_run=1 && shift ;;
     -h | --help) usage && exit 0 ;;
     -*) wrong "unknown option '$1'" ;;
@@ -72,7 +72,7 @@ do_once() { # do_once DIRECTORY COMMAND...: skipped when the directory's run is 
         touch "$done"
     fi
 }
-for ((round = 1; round <= 10#$rounds; round++)); do
+for ((round = 1; round <= rounds; round++)); do
     at=$out/round-$round
     do_once "$at/generate" "$python" -m megarlhf generate "${generate[@]}" \
         "model.path=$model" "train.seed=$round" "output.dir=$at/generate"
@@ -83,4 +83,4 @@ for ((round = 1; round <= 10#$rounds; round++)); do
     fi
     model=$at/train/model
 done
-[[ -n $dry_run ]] || say "the model of round $((10#$rounds)): $model"
+[[ -n $dry_run ]] || say "the model of round $rounds: $model"

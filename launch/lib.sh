@@ -24,11 +24,20 @@ wrong() {
 # need_value OPTION [VALUE]: an option at the end of the line, or before another one, has no value.
 need_value() { [[ $# -ge 2 && -n $2 && $2 != --* ]] || wrong "$1 needs a value"; }
 
-# need_number OPTION VALUE LOWEST HIGHEST
+# need_number OPTION VALUE LOWEST HIGHEST: written without leading zeros, by which bash reads octal numbers.
 need_number() {
-    if ! [[ $2 =~ ^[0-9]{1,6}$ ]] || ((10#$2 < $3 || 10#$2 > $4)); then
+    if ! [[ $2 =~ ^(0|[1-9][0-9]{0,5})$ ]] || (($2 < $3 || $2 > $4)); then
         wrong "$1 takes a whole number from $3 to $4, not '$2'"
     fi
+}
+
+# need_command [WORD]: one of the commands of megarlhf that run on several devices.
+need_command() {
+    case ${1:-} in
+    rl | generate | sft | rm | prm | dpo | kto | kd) ;;
+    '') wrong "no megarlhf command: write it after '--'" ;;
+    *) wrong "COMMAND must be rl, generate, sft, rm, prm, dpo, kto or kd, not '$1'" ;;
+    esac
 }
 
 # store OPTION [VALUE]: puts the value of --some-option into the variable some_option.

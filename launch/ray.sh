@@ -42,7 +42,9 @@ while [[ $# -gt 0 ]]; do
 done
 need_number --port "$port" 1024 65534
 need_number --wait "$wait" 1 86400
-[[ -z $join || $join =~ ^[^:]+:[0-9]+$ ]] || wrong "--join takes ADDRESS:PORT, not '$join'"
+[[ -z $join || $join =~ ^[A-Za-z0-9._-]+:[0-9]+$ ]] || wrong "--join takes ADDRESS:PORT, not '$join'"
+[[ -z $join ]] || need_number "the port of --join" "${join#*:}" 1024 65534
+[[ -z $address || $address =~ ^[A-Za-z0-9._-]+$ ]] || wrong "--address takes a name or an IPv4 address, not '$address'"
 
 # runs FILE: whether the process of that .pid file is ours, on this machine. The folder may be shared by machines, and
 # a number used again.
@@ -65,7 +67,8 @@ up() {
     if [[ -z $address ]]; then
         [[ -n $join ]] || wrong "the first machine needs --address: the one that the others reach"
         address=$("$python" -c 'import socket, sys
-s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); print(s.getsockname()[0])' "${join%:*}")
+s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); print(s.getsockname()[0])' "${join%:*}" 2>/dev/null) ||
+            fail "${join%:*} cannot be reached: is that its address?"
     fi
     ray_words "$address" "$head" "$(folder_of "$address")"
     if [[ -n $dry_run ]]; then

@@ -47,7 +47,7 @@ while [[ $# -gt 0 ]]; do
     *) wrong "'$1' stands before '--': options first, then --, then the megarlhf command" ;;
     esac
 done
-[[ $# -gt 0 ]] || wrong "no megarlhf command: write it after '--'"
+need_command "${1:-}" # not only when the job's turn has come
 need_number --nodes "$nodes" 1 65536
 need_number --save-seconds "$save_seconds" 1 65535
 [[ -z $gpus ]] || { need_number --gpus "$gpus" 1 64 && for_sbatch+=("--gpus-per-node=$gpus"); }

@@ -29,6 +29,15 @@ second Ctrl-C ends it at once. When a rank fails the status is 1, and what the f
 EOT
 }
 
+# count_gpus: this node's, as far as CUDA_VISIBLE_DEVICES shows them.
+count_gpus() {
+    if [[ -n ${CUDA_VISIBLE_DEVICES+is set} ]]; then
+        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '[^ ]' || true
+    else
+        { nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true
+    fi
+}
+
 nproc='' nnodes=1 node_rank='' master_addr='' master_port='' log_dir='' dry_run=''
 while [[ $# -gt 0 ]]; do
     case $1 in
@@ -46,7 +55,7 @@ done
 
 [[ $# -gt 0 ]] || wrong "no megarlhf command: write it after '--'"
 if [[ -z $nproc ]]; then
-    nproc=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU' || true)
+    nproc=$(count_gpus)
     ((nproc > 0)) || nproc=1
 fi
 need_number --nproc "$nproc" 1 1024
@@ -54,7 +63,7 @@ need_number --nnodes "$nnodes" 1 65536
 
 python=$(find_python)
 launcher=("$python" -m torch.distributed.run "--nproc-per-node=$nproc")
-if ((10#$nnodes == 1)); then
+if ((nnodes == 1)); then
     [[ -z $node_rank$master_addr$master_port ]] ||
         wrong "--node-rank, --master-addr and --master-port belong to --nnodes above 1"
     # The loopback address, because the machine's own name need not resolve.
@@ -63,13 +72,13 @@ else
     : "${node_rank:=${SLURM_NODEID:-}}"
     [[ -n $node_rank ]] || wrong "--nnodes $nnodes needs --node-rank"
     [[ -n $master_addr ]] || wrong "--nnodes $nnodes needs --master-addr"
-    need_number --node-rank "$node_rank" 0 $((10#$nnodes - 1))
+    need_number --node-rank "$node_rank" 0 $((nnodes - 1))
     need_number --master-port "${master_port:=29500}" 1 65535
     launcher+=("--nnodes=$nnodes" "--node-rank=$node_rank"
         "--master-addr=$master_addr" "--master-port=$master_port")
 fi
 [[ -n $log_dir ]] || log_dir=$(log_folder "$@")
-logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node$((10#${node_rank:-0}))
+logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node${node_rank:-0}
 # Ranks write to files, the first one here too. torchrun does not pass signals on: see lib.sh; QUIT is for urgency.
 launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT
     --shutdown-timeout=5 -m megarlhf "$@")

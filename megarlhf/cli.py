@@ -2,18 +2,16 @@
 
 import argparse
 import importlib
-import math
 import os
-import signal
 import sys
 import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from megarlhf import __version__, launcher
+from megarlhf.commands import demo, merge_lora, parity, plan, serve_rm
 from megarlhf.config import loader, schema
 from megarlhf.config.wording import describe
 from megarlhf.errors import UserError, cannot_write, disk_error
@@ -95,14 +93,19 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     takes_settings = hasattr(arguments, "overrides")
     wrong = [word for word in rest if not takes_settings or word.startswith("-") or "=" not in word]
     if wrong:
-        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+        bare = [word.lstrip("-") for word in wrong if takes_settings and "=" in word]
+        hint = f"; settings have no dashes: {' '.join(bare)}" if bare else ""
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}{hint}")
     if rest:
         arguments.overrides += rest
     return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="megarlhf", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="megarlhf",
+        description="RLHF on Megatron-Core, vLLM and Ray. megarlhf COMMAND --help says more.",
+    )
     parser.add_argument("--version", action="version", version=f"megarlhf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
@@ -115,152 +118,10 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="settings, e.g. optimizer.lr=1e-6"
         )
         sub.set_defaults(run=_run_configured, command=command)
-    demo = commands.add_parser("demo", help="make a small model and improve it with RL, end to end")
-    demo.add_argument("--dir", default="runs/demo", help="where to (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=1)
-    demo.set_defaults(run=_run_demo)
-    _add_parity(commands)
-    _add_serve_rm(commands)
-    _add_plan(commands)
-    _add_merge_lora(commands)
+    for module in (demo, parity, serve_rm, merge_lora):
+        module.add(commands)
+    plan.add(commands, [name for name in COMMANDS if name != "generate"])
     return parser
-
-
-def _add_plan(commands: Any) -> None:
-    plan = commands.add_parser("plan", help="say whether a run fits its GPUs, and how fast it is")
-    plan.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML file")
-    plan.add_argument(
-        "--method",
-        choices=("rl", *(name for name in COMMANDS if name not in ("rl", "generate"))),
-        help="the file's command (default: what its directory is named for, or rl)",
-    )
-    plan.add_argument(
-        "--model-config", type=Path, metavar="DIR", help="config.json, in place of model.path"
-    )
-    plan.add_argument("--prompt-tokens", type=_positive, help="mean, for the time (the longest)")
-    plan.add_argument("--response-tokens", type=_positive, help="mean, for the time (the longest)")
-    plan.add_argument(
-        "--calibrate", nargs="*", default=(), metavar="NAME=VALUE", help="constants: docs/scale.md"
-    )
-    plan.add_argument(
-        "--skew",
-        type=_positive_number,
-        default=1.0,
-        help="mixtures: times the even share of tokens that a rank's experts get (%(default)s)",
-    )
-    plan.add_argument("--exact", action="store_true", help="run all layers of deep stages")
-    plan.add_argument("--search", action="store_true", help="rank layouts for these GPUs")
-    plan.add_argument("--json", type=Path, metavar="OUT", help="write the whole plan here")
-    plan.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts here")
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as of the run")
-    plan.set_defaults(run=_run_plan)
-
-
-def _add_parity(commands: Any) -> None:
-    parity = commands.add_parser(
-        "parity", help="check that every parallel layout of a model computes the same function"
-    )
-    parity.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="Hugging Face files"
-    )
-    parity.add_argument(
-        "--layouts",
-        nargs="*",
-        default=(),
-        metavar="LAYOUT",
-        help="such as tp2.sp.pp2.cp2, of tpN ppN vppN cpN epN dpN sp (default: all that make sense)",
-    )
-    parity.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
-    parity.add_argument("--steps", type=_positive, default=20, help="optimizer steps (%(default)s)")
-    parity.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    parity.add_argument("--max-ranks", type=_positive, default=8, help="of a layout (%(default)s)")
-    parity.add_argument("--seed", type=int, default=0, help="of the batch")
-    parity.add_argument(
-        "--aux-loss", type=float, default=0.0, help="weight of the routers' load-balancing loss"
-    )
-    parity.add_argument("--z-loss", type=float, default=0.0, help="weight of the routers' z-loss")
-    parity.add_argument(
-        "--tolerance",
-        type=_positive_number,
-        default=1.0,
-        help="times the thresholds of docs/parity.md (%(default)s); large models round more",
-    )
-    parity.add_argument(
-        "--timeout", type=_positive_number, default=600.0, help="seconds for a layout (%(default)s)"
-    )
-    parity.set_defaults(run=_run_parity)
-
-
-def _add_serve_rm(commands: Any) -> None:
-    defaults = schema.RewardConfig()
-    what = "serve a reward model, or a function, over HTTP (reward.urls)"
-    serve = commands.add_parser("serve-rm", help=what, description=what)
-    source = serve.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="DIR", help="a reward model, on Megatron ranks")
-    source.add_argument("--function", metavar="FILE", help="Python file that defines reward_func")
-    serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine only)"
-    )
-    serve.add_argument("--port", type=int, default=5000, help="0: any free one (%(default)s)")
-    serve.add_argument(
-        "--workers",
-        type=_positive,
-        default=defaults.workers,
-        help="processes of a function (%(default)s)",
-    )
-    serve.add_argument(
-        "--batch-size",
-        type=_positive,
-        default=defaults.batch_size,
-        help="responses in one call (%(default)s)",
-    )
-    serve.add_argument(
-        "--timeout",
-        type=_positive_number,
-        default=defaults.timeout_s,
-        help="seconds for a call of a function (%(default)s)",
-    )
-    serve.add_argument(
-        "--max-batch", type=_positive, default=1024, help="responses in a request (%(default)s)"
-    )
-    serve.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="key=value",
-        help="a model's settings, as in rl: reward.parallel.tensor=2 cluster.reward_ranks=2",
-    )
-    serve.set_defaults(run=_run_serve_rm)
-
-
-def _add_merge_lora(commands: Any) -> None:
-    merge = commands.add_parser(
-        "merge-lora", help="merge adapters into their base: a whole Hugging Face checkpoint"
-    )
-    for name, what in (
-        ("base", "the model that they were trained for"),
-        ("adapter", "adapters in PEFT's format"),
-        ("output", "where to"),
-    ):
-        merge.add_argument(f"--{name}", required=True, type=Path, metavar="DIR", help=what)
-    merge.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="of the tensors (default: the base's)"
-    )
-    merge.set_defaults(run=_run_merge_lora)
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-def _positive_number(text: str) -> float:
-    """Finite, too: nothing exceeds a tolerance that is NaN."""
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise argparse.ArgumentTypeError("must be greater than 0, and finite")
-    return number
 
 
 def _run_configured(arguments: argparse.Namespace) -> int:
@@ -269,7 +130,7 @@ def _run_configured(arguments: argparse.Namespace) -> int:
         for key, kind, default in describe(command.config):
             print(f"{key:40} {kind:28} {default}")
         return 0
-    config = loader.load(command.config, arguments.config, arguments.overrides)
+    config = _load(command, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")
     summary: dict[str, Any] = getattr(importlib.import_module(module), function)(config)
     if not summary.get("interrupted"):
@@ -277,83 +138,23 @@ def _run_configured(arguments: argparse.Namespace) -> int:
     return 0 if launcher.tell_stopped(summary["steps"]) else INTERRUPTED
 
 
-def _run_demo(arguments: argparse.Namespace) -> int:
-    from megarlhf.demo.run import run_demo
-
-    return run_demo(arguments.dir, arguments.seed)
-
-
-def _run_parity(arguments: argparse.Namespace) -> int:
-    from megarlhf.parity.auxiliary import RoutingLosses
-    from megarlhf.parity.tool import Settings, run_parity
-
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as after Ctrl-C
-    return run_parity(
-        Settings(
-            model=arguments.model,
-            layouts=tuple(arguments.layouts),
-            dtype=arguments.dtype,
-            steps=arguments.steps,
-            max_ranks=arguments.max_ranks,
-            seed=arguments.seed,
-            routing=RoutingLosses(arguments.aux_loss, arguments.z_loss),
-            tolerance=arguments.tolerance,
-            timeout_s=arguments.timeout,
-            json=arguments.json,
-        )
-    )
+def _load(command: Command, file: str | None, overrides: Sequence[str]) -> Any:
+    """The configuration; where the file is one of other commands, the error names them."""
+    try:
+        return loader.load(command.config, file, overrides)
+    except UserError as error:
+        fits = {name: other for name, other in COMMANDS.items() if _is_file_of(other, file)}
+        if fits and command not in fits.values():
+            error.fix = f"use megarlhf {' or '.join(fits)}, which the file is for"
+        raise
 
 
-def _run_plan(arguments: argparse.Namespace) -> int:
-    from megarlhf.plan.tool import Settings, run_plan
-
-    names = (field for field in Settings.__dataclass_fields__ if field not in _LISTS)
-    lists = {name: tuple(getattr(arguments, name)) for name in _LISTS}
-    return run_plan(Settings(**{name: getattr(arguments, name) for name in names}, **lists))
-
-
-_LISTS = ("overrides", "calibrate")  # of `plan`
-
-
-def _run_serve_rm(arguments: argparse.Namespace) -> int:
-    if arguments.model is not None:
-        return _serve_model(arguments)
-    from megarlhf.rewards.server import serve_function
-
-    if arguments.overrides:
-        raise UserError(
-            f"settings are for --model: {' '.join(arguments.overrides)}", where="command line"
-        )
-    config = schema.RewardConfig(
-        function=arguments.function,
-        workers=arguments.workers,
-        batch_size=arguments.batch_size,
-        timeout_s=arguments.timeout,
-        retries=1,  # clients repeat requests too
-    )
-    serve_function(config, arguments.host, arguments.port, arguments.max_batch)
-    return 0
-
-
-def _serve_model(arguments: argparse.Namespace) -> int:
-    from megarlhf.trainer.start import serve_model
-
-    path = arguments.model
-    own = [f"model.path={path}", f"reward.models=[{path}]"]
-    config = loader.load(schema.RLConfig, None, [*arguments.overrides, *own])
-    serve_model(config, arguments.host, arguments.port, arguments.max_batch)
-    return 0
-
-
-def _run_merge_lora(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from megarlhf.models.lora.merging import merge
-
-    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
-    merge(arguments.base, arguments.adapter, arguments.output, dtype)
-    print(f"wrote {arguments.output}")
-    return 0
+def _is_file_of(command: Command, file: str | None) -> bool:
+    try:
+        loader.load(command.config, file)
+    except UserError:
+        return False
+    return file is not None
 
 
 def _complain(error: UserError) -> None:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).parents[1] / "megarlhf"
 # A package imports from its own and later levels; on one level, not in a circle.
 LEVELS = (
     {"__main__"},
-    {"cli", "demo", "parity", "plan"},
+    {"cli", "commands", "demo", "parity", "plan"},
     {"trainer", "parity"},
     {"cluster"},
     {"engine", "rollout", "sync", "rewards", "agents"},

@@ -7,26 +7,15 @@ hidden number as a word. ``python -m megarlhf.demo.guessing`` makes rows and a m
 from typing import Any
 
 from megarlhf.agents.messages import Action
-from megarlhf.demo.reward import final_answer
-from megarlhf.demo.task import NUMBERS
-
-GUESSES = 4
-MORE, LESS = "plus", "minus"
+from megarlhf.demo.guessing import GUESSES, judge
 
 
 class Agent:
-    """One game. Neither method waits for anything, so ``async`` saves the threads."""
-
-    async def reset(self, prompt: str, label: str) -> str:
-        """Begin with the row's own prompt."""
-        self.hidden = NUMBERS.index(label)
-        return prompt
+    """One game. The method waits for nothing, so ``async`` saves a thread."""
 
     async def step(self, action: Action) -> dict[str, Any]:
         """Judge a guess."""
-        word = final_answer(action.text)
-        guess = None if word is None else NUMBERS.index(word)
-        found = guess == self.hidden
-        if found or guess is None or action.turn == GUESSES:
+        found, heard = judge(action.text, action.label)
+        if heard is None or action.turn == GUESSES:
             return {"reward": float(found), "done": True, "extra_logs": {"guesses": action.turn}}
-        return {"observation": MORE if self.hidden > guess else LESS, "reward": 0.0, "done": False}
+        return {"observation": heard, "reward": 0.0, "done": False}

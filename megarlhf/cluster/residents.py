@@ -3,8 +3,9 @@
 from typing import Protocol
 
 PARTS = ("gradients", "optimizer", "weights")
+STREAM = ("open_stream", "stream", "stream_prints")
 # What needs no more than the weights; all else needs everything.
-WEIGHTS_ONLY = ("open_stream", "stream", "stream_prints")
+WEIGHTS_ONLY = (*STREAM, "logprobs", "reference_logprobs", "values", "scores")
 FREE = ("offload", "reload")
 
 
@@ -33,14 +34,15 @@ class Residents:
         if method in FREE:
             return
         self._others_away(group)
-        needed = set(PARTS[2:] if method in WEIGHTS_ONLY else PARTS)
-        if self._away.setdefault(group.role, set()) & needed:
-            group.run("reload")
-            self._away[group.role] = set()
+        needed = PARTS[2:] if method in WEIGHTS_ONLY else PARTS
+        away = self._away.setdefault(group.role, set())
+        if missing := [part for part in needed if part in away]:
+            group.run("reload", *missing)
+            away.difference_update(missing)
 
     def keep_weights(self, group: Group) -> None:
         """Put everything away but a model's weights, where they are."""
-        self.enter(group, WEIGHTS_ONLY[0])
+        self.enter(group, STREAM[0])
         self._put_away(group, PARTS[:2])
 
     def leave(self) -> None:

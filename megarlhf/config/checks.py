@@ -8,13 +8,9 @@ say, and whether an algorithm exists and what it asks of the settings for `algo`
 
 from megarlhf.config.agent_checks import check_scoring
 from megarlhf.config.async_checks import check_async
+from megarlhf.config.batch_checks import check_sequence_length, check_shares
 from megarlhf.config.data_checks import check_data
-from megarlhf.config.layout_checks import (
-    check_engine_heads,
-    check_parallel,
-    check_sequence_length,
-    check_shares,
-)
+from megarlhf.config.layout_checks import check_engine_heads, check_parallel
 from megarlhf.config.learning_checks import check_best_offline, check_learning
 from megarlhf.config.lora_checks import check_lora, check_lora_in_rl
 from megarlhf.config.model_files import check_engine_weights, read_model_config

@@ -27,9 +27,10 @@ class Keys:
         known = [*self.defaults, *self.sections]
         if key in known:
             return
-        section, _, name = key.rpartition(".")
+        meant = key.strip().lower()
+        section, _, name = meant.rpartition(".")
         same_name = [other for other in known if other.rpartition(".")[2] == name]
-        nearest = difflib.get_close_matches(key, known, n=1, cutoff=0.6 if same_name else 0)
+        nearest = difflib.get_close_matches(meant, known, n=1, cutoff=0.6 if same_name else 0)
         guesses = " or ".join(repr(guess) for guess in dict.fromkeys(same_name + nearest))
         fix = f"did you mean {guesses}?"
         if not same_name:

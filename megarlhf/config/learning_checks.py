@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from megarlhf.config.batch_checks import check_sequence_length, check_shares
 from megarlhf.config.data_checks import check_data, check_data_source
-from megarlhf.config.layout_checks import check_sequence_length, check_shares
 from megarlhf.config.schema import OfflineConfig, RLConfig, TrainConfig
 from megarlhf.errors import UserError
 

@@ -1,9 +1,11 @@
 """From sequences to the packed tensors of a micro-batch, and back. Pure functions."""
 
+import itertools
 from collections import abc
 
 import torch
 
+from megarlhf.data.beginnings import pieces_of
 from megarlhf.data.records import MicroBatch, Sequence
 
 
@@ -13,7 +15,11 @@ def padded_length(length: int, multiple: int) -> int:
 
 
 def collate(
-    sequences: abc.Sequence[Sequence], indices: abc.Sequence[int], *, pad_to_multiple: int = 1
+    sequences: abc.Sequence[Sequence],
+    indices: abc.Sequence[int],
+    *,
+    pad_to_multiple: int = 1,
+    share: bool = False,
 ) -> MicroBatch:
     """Pack the chosen sequences end to end, the longest first.
 
@@ -27,6 +33,7 @@ def collate(
         pad_to_multiple: Pad each sequence on the right with token 0, target 0, mask 0 and fields 0
             to a multiple of this, as context parallelism needs; positions go on. ``lengths`` are
             the padded ones.
+        share: Pack the beginnings that sequences have in common once: see `beginnings`.
 
     Raises:
         ValueError: Nothing is chosen, the sequences differ in the names of their fields or values,
@@ -34,8 +41,8 @@ def collate(
     """
     if not indices:
         raise ValueError("a micro-batch needs at least one sequence")
-    order = sorted(indices, key=lambda index: -len(sequences[index].token_ids))
-    names, numbers = list(sequences[order[0]].fields), list(sequences[order[0]].values)
+    pieces = pieces_of(sequences, indices, share=share)
+    names, numbers = list(sequences[indices[0]].fields), list(sequences[indices[0]].values)
     token_ids: list[int] = []
     position_ids: list[int] = []
     targets: list[int] = []
@@ -44,19 +51,21 @@ def collate(
     is_padding: list[bool] = []
     ends: list[bool] = []
     lengths: list[int] = []
-    for index in order:
+    for index, begin, end, _, is_shared in pieces:
         sequence = sequences[index]
         _check(sequence, index, names, numbers)
-        length = padded_length(len(sequence.token_ids), pad_to_multiple)
-        padding = [0] * (length - len(sequence.token_ids))
-        token_ids += [*sequence.token_ids, *padding]
-        position_ids += range(length)
-        is_padding += [False] * len(sequence.token_ids) + [True] * len(padding)
-        ends += [*[False] * (len(sequence.token_ids) - 1), True, *[False] * len(padding)]
-        targets += [*sequence.token_ids[1:], 0, *padding]
-        loss_mask += [*sequence.loss_mask[1:], 0, *padding]
+        length = padded_length(end - begin, pad_to_multiple)
+        padding = [0] * (length - (end - begin))
+        ahead = slice(begin + 1, end + 1)
+        nothing = [] if is_shared else [0]  # is predicted by the last token of a sequence
+        token_ids += [*sequence.token_ids[begin:end], *padding]
+        position_ids += range(begin, begin + length)
+        is_padding += [False] * (end - begin) + [True] * len(padding)
+        ends += [*[False] * (end - begin - 1), not is_shared, *[False] * len(padding)]
+        targets += [*sequence.token_ids[ahead], *nothing, *padding]
+        loss_mask += [*sequence.loss_mask[ahead], *nothing, *padding]
         for name in names:
-            fields[name] += [*sequence.fields[name][1:], 0, *padding]
+            fields[name] += [*sequence.fields[name][ahead], *nothing, *padding]
         lengths.append(length)
     return MicroBatch(
         token_ids=torch.tensor(token_ids, dtype=torch.int64),
@@ -67,11 +76,15 @@ def collate(
         padding=torch.tensor(is_padding, dtype=torch.bool),
         ends=torch.tensor(ends, dtype=torch.bool),
         lengths=tuple(lengths),
-        order=tuple(order),
+        order=tuple(-1 if piece.is_shared else piece.index for piece in pieces),
         values={
-            name: torch.tensor([sequences[i].values[name] for i in order], dtype=torch.float32)
+            name: torch.tensor(
+                [sequences[piece.index].values[name] for piece in pieces], dtype=torch.float32
+            )
             for name in numbers
         },
+        starts=tuple(piece.begin for piece in pieces),
+        behind=tuple(piece.behind for piece in pieces),
         trained=tuple(position for position, mask in enumerate(loss_mask) if mask),
     )
 
@@ -116,16 +129,20 @@ def scatter(
             f"{list(micro_batch.token_ids.shape)}"
         )
     flat = values.tolist()
-    scattered = []
-    start = 0
-    for index, packed_length in zip(micro_batch.order, micro_batch.lengths, strict=True):
-        if lengths[index] > packed_length:
+    scattered, offsets = [], list(itertools.accumulate(micro_batch.lengths, initial=0))
+    for number, (index, packed_length) in enumerate(
+        zip(micro_batch.order, micro_batch.lengths, strict=True)
+    ):
+        if index < 0:
+            continue
+        before, begin = micro_batch.starts[number], offsets[number]
+        if lengths[index] - before > packed_length:
             raise ValueError(
                 f"sequence {index} has {lengths[index]} tokens but was packed with {packed_length}"
             )
-        end = start + lengths[index] - 1
-        scattered.append((index, [0.0, *flat[start:end]]))
-        start += packed_length
+        shared = offsets[micro_batch.behind[number]] if before else 0
+        own = flat[begin : begin + lengths[index] - before - 1]
+        scattered.append((index, [0.0, *flat[shared : shared + before], *own]))
     return scattered
 
 
@@ -140,8 +157,11 @@ def last_values(
         For each packed sequence its position in the list and the value.
     """
     flat = values.tolist()
-    found, start = [], 0
-    for index, packed_length in zip(micro_batch.order, micro_batch.lengths, strict=True):
-        found.append((index, flat[start + lengths[index] - 1]))
-        start += packed_length
+    found, begin = [], 0
+    for index, packed_length, before in zip(
+        micro_batch.order, micro_batch.lengths, micro_batch.starts, strict=True
+    ):
+        if index >= 0:
+            found.append((index, flat[begin + lengths[index] - before - 1]))
+        begin += packed_length
     return found

@@ -157,6 +157,9 @@ class Batch:
 class MicroBatch:
     """Sequences packed end to end for one forward pass.
 
+    Where sequences share their beginning that is packed once, as a sequence of its own that others go
+    on from: see `beginnings`.
+
     Attributes:
         token_ids: int64 [T].
         position_ids: int64 [T], restarting at 0 with each sequence.
@@ -166,10 +169,12 @@ class MicroBatch:
         padding: bool [T]; True where the token only fills its sequence up to a multiple.
         ends: bool [T]; True at each sequence's last token that is no padding.
         lengths: Host integers, the packed sequences' lengths in order; they sum to T.
-        order: For each packed sequence, its index in the list that was packed.
+        order: For each packed sequence, its index in the list that was packed; -1: a shared beginning.
         context_group: Ranks that hold the other parts of the same sequences; None where this rank
             holds them whole.
         values: float32 [n] each, a number of every packed sequence, in their order.
+        starts: For each packed sequence, the place of its first token: 0, or behind its beginning.
+        behind: For each packed sequence, the packed one that it goes on from; -1: none.
         trained: Host integers, the positions where ``loss_mask`` is not 0, in order.
     """
 
@@ -184,6 +189,8 @@ class MicroBatch:
     order: tuple[int, ...]
     context_group: "ProcessGroup | None" = None
     values: dict[str, torch.Tensor] = field(default_factory=dict)
+    starts: tuple[int, ...] = ()
+    behind: tuple[int, ...] = ()
     trained: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "MicroBatch":

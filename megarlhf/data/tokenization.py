@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from megarlhf.data.accounting import Finding, RowReport, note
 from megarlhf.data.limits import Limit
 from megarlhf.data.progress import RowProgress, is_first_rank
+from megarlhf.data.record_batches import count_tokens, record_batch
 from megarlhf.data.records import Example
 from megarlhf.data.rows import Row, check_keys
 from megarlhf.data.sources import Selection, no_rows
-from megarlhf.data.store import StoreInfo, StoreWriter, count_tokens, record_batch
+from megarlhf.data.store import StoreInfo, StoreWriter
 from megarlhf.errors import UserError
 
 if TYPE_CHECKING:

@@ -1,8 +1,10 @@
 """A game to learn in several turns: guess a number. ``python -m megarlhf.demo.guessing DIR``.
 
-It writes the demo's model with random weights (``base``), games of somebody who guesses at random
-(``sft.jsonl``, to warm it up), and the numbers to guess (``games.jsonl``, ``every_number.jsonl``).
-``configs/agents/guess.py`` is the environment.
+It writes the demo's model with random weights (``base``), games to warm it up with (``sft.jsonl``), and
+the numbers to guess (``games.jsonl``, ``every_number.jsonl``). In most of the games the player counts on
+from a number, whatever is heard; the others halve what is left. So the warmed-up model counts, but has
+seen the better way; only the reward tells it to prefer that.
+``configs/agents/guess.py`` is the environment, ``guess_program.py`` the same as a program.
 """
 
 import argparse
@@ -11,14 +13,36 @@ import random
 from pathlib import Path
 from typing import Any
 
+from megarlhf.demo.reward import final_answer
 from megarlhf.demo.task import NUMBERS
 
 QUESTION = "what is it?"
 HIDDEN = range(1, 13)
 GUESSES = 4
+MORE, LESS = "plus", "minus"
 
 
-def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games: int = 768) -> None:
+def judge(text: str, label: str) -> tuple[bool, str | None]:
+    """Whether what was said names the hidden number, and what to hear if it names another one.
+
+    Args:
+        text: What the model said.
+        label: The hidden number, as a word.
+    """
+    guess = final_answer(text)
+    if guess is None or guess == label:
+        return guess == label, None
+    return False, MORE if NUMBERS.index(label) > NUMBERS.index(guess) else LESS
+
+
+def write_task(
+    directory: str | Path,
+    seed: int,
+    *,
+    sft_rows: int = 4096,
+    games: int = 768,
+    halving: float = 0.3,
+) -> None:
     """Write the rows, which depend on the arguments alone.
 
     ``sft.jsonl`` has rows ``{"messages"}``, ``games.jsonl`` and ``every_number.jsonl`` rows
@@ -29,24 +53,32 @@ def write_task(directory: str | Path, seed: int, *, sft_rows: int = 4096, games:
         seed: Of the guesses at random.
         sft_rows: Rows of ``sft.jsonl``.
         games: Rows of ``games.jsonl``.
+        halving: Share of ``sft.jsonl`` whose players halve what is left.
     """
     folder = Path(directory)
     folder.mkdir(parents=True, exist_ok=True)
     generator = random.Random(seed)
-    _write(folder / "sft.jsonl", [{"messages": _random_game(generator)} for _ in range(sft_rows)])
+    played = [_game(generator, halves=number < halving * sft_rows) for number in range(sft_rows)]
+    _write(folder / "sft.jsonl", [{"messages": messages} for messages in played])
     rows = [{"question": QUESTION, "label": NUMBERS[number]} for number in HIDDEN]
     _write(folder / "every_number.jsonl", rows)
     _write(folder / "games.jsonl", [rows[i % len(rows)] for i in range(games)])
 
 
-def _random_game(generator: random.Random) -> list[dict[str, str]]:
-    """Four wrong guesses, none of which regards what was heard before."""
-    hidden = generator.choice(HIDDEN)
+def _game(generator: random.Random, *, halves: bool) -> list[dict[str, str]]:
+    """A game from a first guess at random, until the number is found or there are no guesses left."""
+    hidden, guess = generator.choice(HIDDEN), generator.choice(HIDDEN)
+    low, high = HIDDEN[0], HIDDEN[-1]
     messages = [{"role": "user", "content": QUESTION}]
     for _ in range(GUESSES):
-        guess = generator.choice([number for number in HIDDEN if number != hidden])
-        messages.append({"role": "assistant", "content": f"it is {NUMBERS[guess]}."})
-        messages.append({"role": "user", "content": "plus" if hidden > guess else "minus"})
+        answer = f"it is {NUMBERS[guess]}."
+        messages.append({"role": "assistant", "content": answer})
+        _, heard = judge(answer, NUMBERS[hidden])
+        if heard is None:
+            return messages
+        messages.append({"role": "user", "content": heard})
+        low, high = (guess + 1, high) if heard == MORE else (low, guess - 1)
+        guess = (low + high) // 2 if halves else guess % HIDDEN[-1] + 1
     return messages[:-1]
 
 

@@ -1,6 +1,7 @@
 """The demo's model: a tokenizer for the task's words and a small Llama with random weights."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -27,7 +28,20 @@ def make_model(directory: str | Path, seed: int) -> None:
         directory: Where to write; made if need be.
         seed: Seed of the weights. The tokenizer is always the same.
     """
-    tokenizer = make_tokenizer()
+    write_llama(directory, make_tokenizer(), seed, max_position_embeddings=MAX_TOKENS)
+
+
+def write_llama(
+    directory: str | Path, tokenizer: PreTrainedTokenizerFast, seed: int, **settings: Any
+) -> None:
+    """Write a small model of random weights for a tokenizer, and the tokenizer.
+
+    Args:
+        directory: Where to write; made if need be.
+        tokenizer: Says how large the vocabulary is, and which tokens begin and end a text.
+        seed: Of the weights.
+        settings: Further ones of the model's configuration.
+    """
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -36,12 +50,12 @@ def make_model(directory: str | Path, seed: int) -> None:
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=MAX_TOKENS,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         dtype="float32",
+        **settings,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -126,9 +126,11 @@ class ActorWorker(ModelWorker):
             self.average.offload()
         return super().offload(*parts)
 
-    def reload(self) -> None:
-        """Undo every `offload`."""
-        super().reload()
+    def reload(self, *parts: Part) -> None:
+        """Undo `offload`: see `ModelEngine.reload`."""
+        super().reload(*parts)
+        if parts and "weights" not in parts:
+            return
         if self.reference is not None:
             self.reference.reload()
         if self.average is not None:

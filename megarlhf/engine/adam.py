@@ -36,6 +36,8 @@ class GroupStepAdam(torch.optim.Optimizer):
         if not adam_w_mode:
             raise ValueError("only decoupled weight decay is implemented")
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        # Never read here; a FusedAdam that goes on from this one's checkpoint looks for it.
+        defaults["bias_correction"] = True
         super().__init__(params, defaults)
 
     @torch.no_grad()
@@ -50,21 +52,46 @@ class GroupStepAdam(torch.optim.Optimizer):
                 if not self.state[param]:
                     self.state[param]["exp_avg"] = torch.zeros_like(param)
                     self.state[param]["exp_avg_sq"] = torch.zeros_like(param)
-            torch._fused_adamw_(
+            adamw(
+                group,
                 params,
                 [p.grad for p in params],
                 [self.state[p]["exp_avg"] for p in params],
                 [self.state[p]["exp_avg_sq"] for p in params],
-                [],
-                [torch.tensor(float(group["step"]), device=p.device) for p in params],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                amsgrad=False,
-                maximize=False,
             )
+
+
+def adamw(
+    group: dict[str, Any],
+    params: list[torch.Tensor],
+    gradients: list[torch.Tensor],
+    averages: list[torch.Tensor],
+    squares: list[torch.Tensor],
+) -> None:
+    """One step of a group's parameters, in place, on torch's fused kernel.
+
+    Args:
+        group: Settings, and ``step``: this one's number, from 1.
+        params: fp32; the others match them one by one.
+        gradients: Of them.
+        averages: First moments.
+        squares: Second moments.
+    """
+    torch._fused_adamw_(
+        params,
+        gradients,
+        averages,
+        squares,
+        [],
+        [torch.tensor(float(group["step"]), device=p.device) for p in params],
+        lr=group["lr"],
+        beta1=group["betas"][0],
+        beta2=group["betas"][1],
+        weight_decay=group["weight_decay"],
+        eps=group["eps"],
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def have_fused_adam() -> bool:

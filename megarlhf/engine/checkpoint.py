@@ -1,6 +1,8 @@
 """Model and optimizer to and from Megatron's distributed checkpoints, loadable under any layout."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,15 +70,17 @@ def load(engine: "ModelEngine", directory: Path) -> None:
     """Restore what `save` wrote, under this engine's layout.
 
     Raises:
-        UserError: The directory holds no whole checkpoint.
+        UserError: The directory holds no whole checkpoint, or one that cannot be read.
     """
     _check_whole(directory)
     from megatron.core import dist_checkpointing, tensor_parallel
 
     wanted = _state_dict(engine, loading=True)
-    if dist_checkpointing.load_content_metadata(str(directory))["world"] != engine.topology.world:
-        del wanted["random"]  # one state a rank: there is none for these ranks
-    state = dist_checkpointing.load(wanted, str(directory))
+    with _damage_is_an_error(directory):
+        content = dist_checkpointing.load_content_metadata(str(directory))
+        if content["world"] != engine.topology.world:
+            del wanted["random"]  # one state a rank: there is none for these ranks
+        state = dist_checkpointing.load(wanted, str(directory))
     _take_weights(engine, state)
     if engine.optimizer is not None:
         with torch.no_grad():
@@ -93,7 +97,9 @@ def load_weights(engine: "ModelEngine", directory: Path) -> None:
     _check_whole(directory)
     from megatron.core import dist_checkpointing
 
-    _take_weights(engine, dist_checkpointing.load(_model_state(engine), str(directory)))
+    with _damage_is_an_error(directory):
+        state = dist_checkpointing.load(_model_state(engine), str(directory))
+    _take_weights(engine, state)
 
 
 def _check_whole(directory: Path) -> None:
@@ -101,8 +107,30 @@ def _check_whole(directory: Path) -> None:
         raise UserError(
             "not a whole checkpoint: metadata.json is missing",
             where=str(directory),
-            fix="remove the directory, so that the run goes on from the one before",
+            fix=_to_go_back(directory),
         )
+
+
+@contextlib.contextmanager
+def _damage_is_an_error(directory: Path) -> Iterator[None]:
+    """Whatever torch and Megatron raise where a file is damaged or missing, as a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(
+            f"the checkpoint cannot be read: {lines[-1]}",
+            where=str(directory),
+            fix=_to_go_back(directory),
+        ) from error
+
+
+def _to_go_back(directory: Path) -> str:
+    """What to do about a checkpoint that is no good; it may be a part of a step's."""
+    whole = next(
+        (d for d in (directory, *directory.parents) if d.name.startswith("step-")), directory
+    )
+    return f"if it is damaged remove {whole}, and the run goes on from the one before"
 
 
 def _take_weights(engine: "ModelEngine", state: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
 
     - A number read from a tensor is 0, a truth value True; the gradient is to be clipped.
     - A pipeline stage is sent activations of ``received.shape``.
-    - No weights are read.
+    - No weights are read, and the host's memory holds everything.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
     """
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -121,11 +121,12 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
-    from megarlhf.engine import model_engine
+    from megarlhf.engine import host_share, model_engine
     from megarlhf.models import mixture
 
     return [
         (model_engine, "load_huggingface", lambda *_: None),
+        (host_share, "free_memory", lambda: 2**62),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
         (FakeTensor, "tolist", _zeros),  # torch's asks number by number
         (dist, "all_gather_object", _all_the_same),

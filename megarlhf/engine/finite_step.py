@@ -39,4 +39,6 @@ def _clip(optimizer: Any, norm: float) -> None:
     for part in optimizer.chained_optimizers:
         parameters = [] if part.is_stub_optimizer else part.get_parameters()
         if parameters and part.config.clip_grad > 0:
-            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm)
+            # On the host Adam has the parameters' gradients elsewhere: see `HostAdam`.
+            elsewhere = part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8
+            clip_grad_by_total_norm_fp32(parameters, part.config.clip_grad, norm, elsewhere)

@@ -42,6 +42,7 @@ class ModelEngine:
         micro_batch_tokens: Most tokens a packed forward pass holds.
         optimizer: Given for a model that is trained; without it there are no gradient buffers.
         adapters: Given where only these are trained.
+        share: Whether beginnings that sequences have in common, such as prompts, are run once.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class ModelEngine:
         micro_batch_tokens: int,
         optimizer: OptimizerConfig | None = None,
         adapters: Adapters | None = None,
+        share: bool = False,
     ) -> None:
         self.spec, self.topology, self.groups, self.rank = spec, topology, groups, rank
         self.device = device.prepare()
@@ -82,7 +84,14 @@ class ModelEngine:
             self.wrapped = data_parallel.wrap(self._chunks, self.config, groups, overlap=overlap)
             self.optimizer = self._make_optimizer(optimizer)
         self.passes = Passes(
-            spec, self.wrapped, topology, groups, rank, self.device, micro_batch_tokens
+            spec,
+            self.wrapped,
+            topology,
+            groups,
+            rank,
+            self.device,
+            micro_batch_tokens,
+            share=share,
         )
 
     def _make_optimizer(self, settings: OptimizerConfig) -> Any:
@@ -108,7 +117,8 @@ class ModelEngine:
     def offload(self, *parts: Part) -> int:
         """Give back the device memory of ``weights``, ``gradients`` or ``optimizer`` state.
 
-        Nothing may be computed until `reload`. Returns the bytes given back.
+        Until `reload` nothing may be computed that needs them; a forward pass needs the weights only.
+        Returns the bytes given back.
         """
         self.settle()
         for part in parts:
@@ -117,11 +127,11 @@ class ModelEngine:
                 self._offloaded[part] = Offloaded(tensors, keep=part != "gradients")
         return sum(self._offloaded[part].nbytes for part in parts)
 
-    def reload(self) -> None:
-        """Undo every `offload`: the same bits, gradients zero."""
-        for offloaded in self._offloaded.values():
-            offloaded.restore()
-        self._offloaded.clear()
+    def reload(self, *parts: Part) -> None:
+        """Undo `offload` of these parts, of all where none is named: the same bits, gradients zero."""
+        for part in parts or tuple(self._offloaded):
+            if part in self._offloaded:
+                self._offloaded.pop(part).restore()
 
     def _tensors_of(self, part: Part) -> list[torch.Tensor]:
         if part == "weights":

@@ -86,8 +86,15 @@ class ModelWorker(ABC):
             self._groups,
             self.rank,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
+            share=self._shares_prompts(),
             **kwargs,
         )
+
+    def _shares_prompts(self) -> bool:
+        """A ring cuts every sequence by itself, and routers' losses count a prompt every time."""
+        has_router_losses = self.model.aux_loss_coef or self.model.z_loss_coef
+        alone = self.topology.cp == 1 and not has_router_losses
+        return self.config.rollout.share_prompts and alone
 
     def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
         """See `ModelEngine.train_step`."""
@@ -109,9 +116,9 @@ class ModelWorker(ABC):
         """Give back memory: see `ModelEngine.offload`."""
         return self.engine.offload(*parts)
 
-    def reload(self) -> None:
-        """Undo every `offload`."""
-        self.engine.reload()
+    def reload(self, *parts: Part) -> None:
+        """Undo `offload`: see `ModelEngine.reload`."""
+        self.engine.reload(*parts)
 
     def stop(self) -> None:
         """Leave the process group."""

@@ -1,17 +1,19 @@
 """Passes of one model over packed micro-batches: who gets what, Megatron's schedule, what comes out."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from megarlhf.data import dealing, packing
+from megarlhf.data import beginnings, dealing, packing
 from megarlhf.data.records import MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import context
+from megarlhf.parallel.continued import continued_runs
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
@@ -32,6 +34,7 @@ class Passes:
         rank: This rank.
         device: Where it computes.
         micro_batch_tokens: Most tokens a packed forward pass holds.
+        share: Whether beginnings that sequences have in common, such as prompts, are run once.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class Passes:
         rank: int,
         device: torch.device,
         micro_batch_tokens: int,
+        *,
+        share: bool = False,
     ) -> None:
         self.spec, self.topology, self.groups = spec, topology, groups
         self.place, self.device = topology.coordinates(rank), device
-        self.micro_batch_tokens = micro_batch_tokens
+        self.micro_batch_tokens, self.share = micro_batch_tokens, share
         self._model = model
         self._selected: SelectedTokens | None = None
         if self.is_last_stage and spec.scalar_head is None:
@@ -81,6 +86,8 @@ class Passes:
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> list[list[list[int]]]:
         """Which sequences are in which micro-batch of which data-parallel rank."""
+        if self.share and groups is None:
+            return self._shares_of_groups(sequences)
         lengths = [len(sequence.token_ids) for sequence in sequences]
         return dealing.partition(
             [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
@@ -90,6 +97,23 @@ class Passes:
             groups=groups,
         )
 
+    def _shares_of_groups(self, sequences: Sequence[TokenSequence]) -> list[list[list[int]]]:
+        """Sequences of one beginning are together, as far as that can be dealt."""
+        dealt = {"dp_size": self.topology.dp, "multiple_of": self._multiple_of}
+        groups = beginnings.together(
+            sequences,
+            max_tokens=self.micro_batch_tokens,
+            multiple=math.prod(dealt.values()),
+            pad_to_multiple=self.pad_to_multiple,
+        )
+        shares = dealing.partition(
+            [group.tokens for group in groups], max_tokens=self.micro_batch_tokens, **dealt
+        )
+        return [
+            [[index for number in pack for index in groups[number].members] for pack in rank]
+            for rank in shares
+        ]
+
     def micro_batches(
         self,
         sequences: Sequence[TokenSequence],
@@ -97,7 +121,9 @@ class Passes:
     ) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
         return [
-            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple)
+            packing.collate(
+                sequences, indices, pad_to_multiple=self.pad_to_multiple, share=self.share
+            )
             for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 
@@ -119,7 +145,12 @@ class Passes:
 
         def forward_step(iterator: Iterator[MicroBatch], model: Any) -> tuple[torch.Tensor, Any]:
             batch = next(iterator)
-            layout = PackedLayout(batch.lengths, batch.position_ids, max(batch.lengths))
+            layout = PackedLayout(
+                batch.lengths,
+                batch.position_ids,
+                max(batch.lengths),
+                continued_runs(batch.lengths, batch.starts, batch.behind, self.device),
+            )
             if self._selected is not None:
                 self._selected.rows = self._trained(batch) if trained_only else None
             output = model(

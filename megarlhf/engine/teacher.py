@@ -12,13 +12,10 @@ from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.exchange import Side, exchange
 from megarlhf.engine.model_engine import ModelEngine
-from megarlhf.parallel.divergence import (
-    top_k_divergence,
-    vocab_parallel_divergence,
-    vocab_parallel_log_softmax,
-)
+from megarlhf.parallel.divergence import vocab_parallel_divergence, vocab_parallel_log_softmax
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.second_layout import SecondLayout
+from megarlhf.parallel.top_k_divergence import top_k_divergence
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ class PackedAttention(MegatronModule):
             scale=self.softmax_scale,
             group=self.group,
             scoring=self.scoring,
+            continued=packed_seq_params.continued,
         )
         return out[..., : value.shape[-1]].flatten(1)[:, None]
 

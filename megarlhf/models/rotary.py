@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from megarlhf.models.weights import rope
+from megarlhf.parallel.continued import ContinuedRun
 
 
 @dataclass
@@ -17,12 +18,14 @@ class PackedLayout:
         lengths: Host integers, length of each sequence; they sum to T.
         position_ids: int64 [T], restarting at each sequence.
         max_length: The longest.
+        continued: Those that go on from a shared beginning.
         qkv_format: Read by Megatron; None keeps its q, k, v in [T, 1, heads, dim].
     """
 
     lengths: tuple[int, ...]
     position_ids: torch.Tensor
     max_length: int
+    continued: tuple[ContinuedRun, ...] = ()
     qkv_format: None = None
     cp_group: None = None
     local_cp_size: None = None

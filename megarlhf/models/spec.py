@@ -49,13 +49,21 @@ class ModelSpec:
         """
         file = Path(path) / "config.json"
         hf_config = _read_json(file)
-        family = families.of(hf_config, str(file))
-        settings = family.translate(hf_config, str(file))
+        try:
+            family = families.of(hf_config, str(file))
+            settings = family.translate(hf_config, str(file))
+        except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise UserError(
+                f"config.json has a value of the wrong kind: {error}",
+                where=str(file),
+                fix="compare it with the one that the model was published with",
+            ) from error
         if scalar_head is None and hf_config["architectures"][0].endswith(families.SCALAR):
             scalar_head = hf_config.get("value_prefix_head", DEFAULT_SCALAR_HEAD)
-            if len(hf_config.get("id2label", "01")) != 1:
+            labels = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels", 2)
+            if labels != 1:
                 raise UserError(
-                    f"a classifier of {len(hf_config.get('id2label', '01'))} labels, not a reward model",
+                    f"a classifier of {labels} labels, not a reward model",
                     where=str(file),
                     fix="use a model with num_labels=1",
                 )

@@ -73,6 +73,8 @@ def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
         order=batch.order,
         context_group=group,
         values=batch.values,
+        starts=batch.starts,
+        behind=batch.behind,
         trained=zigzag_positions(batch.trained, batch.lengths, group.rank(), size),
     )
 

@@ -1,59 +1,15 @@
 """How far a model's next-token distribution is from a teacher's, over a vocabulary cut across ranks.
 
-Shapes: T tokens, V vocabulary, Vp = padded V / tp columns on this rank, k of the teacher's best tokens.
+Shapes: T tokens, V vocabulary, Vp = padded V / tp columns on this rank.
 Chunks of tokens as in `parallel/logprobs.py`, so no fp32 copy of all logits exists.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
+from megarlhf.algo.divergences import DIVERGENCES, Divergence
+
 CHUNK_TOKENS = 1024
-
-
-class Divergence(NamedTuple):
-    """A divergence between a student's distribution p and a teacher's q, as a sum over the vocabulary.
-
-    Attributes:
-        terms: From log p and log q, of one shape, and a weight in (0, 1) to the terms.
-        slopes: Likewise, to the derivatives of the terms by log p.
-    """
-
-    terms: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-    slopes: Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
-
-
-def _log_mixture(log_p: torch.Tensor, log_q: torch.Tensor, weight: float) -> torch.Tensor:
-    shares = torch.tensor([1 - weight, weight], dtype=torch.float64).log().tolist()
-    return torch.logaddexp(log_p + shares[0], log_q + shares[1])
-
-
-def _js_terms(log_p: torch.Tensor, log_q: torch.Tensor, weight: float) -> torch.Tensor:
-    middle = _log_mixture(log_p, log_q, weight)
-    from_teacher = weight * log_q.exp() * (log_q - middle)
-    return from_teacher + (1 - weight) * log_p.exp() * (log_p - middle)
-
-
-def _js_slopes(log_p: torch.Tensor, log_q: torch.Tensor, weight: float) -> torch.Tensor:
-    return (1 - weight) * log_p.exp() * (log_p - _log_mixture(log_p, log_q, weight))
-
-
-# forward: KL(q || p), Hinton et al. 2015, arXiv:1503.02531. reverse: KL(p || q), Gu et al. 2023,
-# arXiv:2306.08543. js: w KL(q || m) + (1 - w) KL(p || m), m = w q + (1 - w) p, Agarwal et al. 2023,
-# arXiv:2306.13649, eq. 1.
-DIVERGENCES = {
-    "forward": Divergence(
-        lambda log_p, log_q, weight: log_q.exp() * (log_q - log_p),
-        lambda log_p, log_q, weight: -log_q.exp(),
-    ),
-    "reverse": Divergence(
-        lambda log_p, log_q, weight: log_p.exp() * (log_p - log_q),
-        lambda log_p, log_q, weight: log_p.exp() * (log_p - log_q + 1),
-    ),
-    "js": Divergence(_js_terms, _js_slopes),
-}
 
 
 def vocab_parallel_log_softmax(
@@ -75,7 +31,7 @@ def vocab_parallel_log_softmax(
         fp32 (fp64 for fp64 logits) [T, columns of this rank that are no padding].
     """
     scaled, _ = _own_columns(logits, vocab_size, group)
-    scaled = scaled.to(_compute_dtype(logits)) / temperature
+    scaled = scaled.to(compute_dtype(logits)) / temperature
     return scaled - _log_sum_exp(scaled, group)[:, None]
 
 
@@ -108,52 +64,8 @@ def vocab_parallel_divergence(
     )
 
 
-def top_k_divergence(
-    logits: torch.Tensor,
-    logprobs: torch.Tensor,
-    targets: torch.Tensor,
-    teacher: torch.Tensor,
-    ids: torch.Tensor,
-    *,
-    kind: str,
-    weight: float,
-    group: dist.ProcessGroup | None = None,
-    temperature: float = 1.0,
-) -> torch.Tensor:
-    """The divergence between the distributions over the teacher's k best tokens and "any other".
-
-    At most the whole divergence, by the data processing inequality.
-
-    Args:
-        logits: [T, Vp], this rank's columns; gradients flow through them.
-        logprobs: [T], log-probability of ``targets`` under softmax(logits / temperature); gradients
-            flow through them too.
-        targets: int64 [T].
-        teacher: [T, k] log-probabilities of the teacher's best tokens.
-        ids: int64 [T, k], which those are.
-        kind: A key of `DIVERGENCES`.
-        weight: The teacher's share in the mixture of ``js``.
-        group: Tensor-parallel group; None for a single rank.
-        temperature: Of the student's softmax.
-
-    Returns:
-        [T], of the dtype of ``logprobs``.
-    """
-    wanted = torch.cat([ids, targets[:, None]], dim=1)
-    picked = _PickColumns.apply(logits, wanted, group).to(logprobs.dtype) / temperature
-    student = picked[:, :-1] - picked[:, -1:] + logprobs[:, None]
-    log_p, log_q = _with_rest(student), _with_rest(teacher.to(logprobs.dtype))
-    return DIVERGENCES[kind].terms(log_p, log_q, weight).sum(-1)
-
-
-def _with_rest(log_probabilities: torch.Tensor) -> torch.Tensor:
-    """One more column: the log-probability of everything else, at least that of rounding."""
-    least = torch.finfo(log_probabilities.dtype).eps
-    rest = (1 - log_probabilities.exp().sum(-1, keepdim=True)).clamp(min=least)
-    return torch.cat([log_probabilities, rest.log()], dim=-1)
-
-
-def _compute_dtype(logits: torch.Tensor) -> torch.dtype:
+def compute_dtype(logits: torch.Tensor) -> torch.dtype:
+    """Of what is computed from logits: fp32, or fp64 where they are."""
     return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
@@ -165,9 +77,10 @@ def _own_columns(
     return logits[:, : max(0, min(logits.shape[-1], vocab_size - start))], start
 
 
-def _all_reduce(
+def all_reduce(
     tensor: torch.Tensor, group: dist.ProcessGroup | None, op: dist.ReduceOp.RedOpType
 ) -> torch.Tensor:
+    """Reduce in place where there are several ranks; returns the tensor."""
     if group is not None and group.size() > 1:
         dist.all_reduce(tensor, op=op, group=group)
     return tensor
@@ -178,9 +91,9 @@ def _log_sum_exp(scaled: torch.Tensor, group: dist.ProcessGroup | None) -> torch
     peak = scaled.new_full(scaled.shape[:1], float("-inf"))
     if scaled.shape[1]:
         peak = scaled.amax(-1)
-    peak = _all_reduce(peak, group, dist.ReduceOp.MAX)
+    peak = all_reduce(peak, group, dist.ReduceOp.MAX)
     sums = (scaled - peak[:, None]).exp().sum(-1)
-    return peak + _all_reduce(sums, group, dist.ReduceOp.SUM).log()
+    return peak + all_reduce(sums, group, dist.ReduceOp.SUM).log()
 
 
 class _VocabParallelDivergence(torch.autograd.Function):
@@ -195,7 +108,7 @@ class _VocabParallelDivergence(torch.autograd.Function):
         group: dist.ProcessGroup | None,
         temperature: float,
     ) -> torch.Tensor:
-        dtype = _compute_dtype(logits)
+        dtype = compute_dtype(logits)
         own, _ = _own_columns(logits, vocab_size, group)
         normalizer = logits.new_empty(len(own), dtype=dtype)
         for begin in range(0, len(own), CHUNK_TOKENS):
@@ -208,7 +121,7 @@ class _VocabParallelDivergence(torch.autograd.Function):
             log_q = teacher[rows].to(dtype)
             sums[0, rows] = divergence.terms(log_p, log_q, weight).sum(-1)
             sums[1, rows] = divergence.slopes(log_p, log_q, weight).sum(-1)
-        _all_reduce(sums, group, dist.ReduceOp.SUM)
+        all_reduce(sums, group, dist.ReduceOp.SUM)
         ctx.save_for_backward(logits, teacher, normalizer, sums[1])
         ctx.divergence, ctx.weight, ctx.temperature = divergence, weight, temperature
         ctx.columns = own.shape[1]
@@ -228,30 +141,3 @@ class _VocabParallelDivergence(torch.autograd.Function):
             slopes -= log_p.exp() * slopes_sum[rows, None]
             grad_logits[rows, : ctx.columns] = slopes * scale[rows, None]
         return grad_logits, None, None, None, None, None, None
-
-
-class _PickColumns(torch.autograd.Function):
-    """[T, k] of [T, Vp] on each rank, by global ids."""
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        logits: torch.Tensor,
-        ids: torch.Tensor,
-        group: dist.ProcessGroup | None,
-    ) -> torch.Tensor:
-        start = (group.rank() if group is not None else 0) * logits.shape[-1]
-        local = ids - start
-        mine = (local >= 0) & (local < logits.shape[-1])
-        column = local.clamp(0, logits.shape[-1] - 1)
-        picked = logits.gather(1, column).to(_compute_dtype(logits)) * mine
-        ctx.save_for_backward(column, mine)
-        ctx.shape, ctx.dtype = logits.shape, logits.dtype
-        return _all_reduce(picked, group, dist.ReduceOp.SUM)
-
-    @staticmethod
-    def backward(ctx, grad: torch.Tensor) -> tuple:  # noqa: ANN001
-        column, mine = ctx.saved_tensors
-        grad_logits = grad.new_zeros(ctx.shape)
-        grad_logits.scatter_add_(1, column, grad * mine)
-        return grad_logits.to(ctx.dtype), None, None

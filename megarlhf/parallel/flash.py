@@ -4,6 +4,8 @@ Shapes: B blocks, n query heads, g key/value heads (g divides n), Lq and Lk toke
 Never an [Lq, Lk] matrix.
 """
 
+from typing import NamedTuple
+
 import torch
 
 _ops = torch.ops.aten
@@ -96,3 +98,18 @@ def _reduce(grad: torch.Tensor, heads: torch.Tensor) -> torch.Tensor:
         return grad
     blocks, groups, length, dim = heads.shape
     return grad.view(blocks, groups, -1, length, dim).sum(2)
+
+
+class FlashBlock(NamedTuple):
+    """A block whose only mask is the causal one, or none."""
+
+    causal: bool
+    scale: float
+
+    def forward(self, *heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """See `block_forward`."""
+        return block_forward(*heads, causal=self.causal, scale=self.scale)
+
+    def backward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """See `block_backward`."""
+        return block_backward(*tensors, causal=self.causal, scale=self.scale)

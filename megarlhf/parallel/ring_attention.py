@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.parallel.context import zigzag_indices
-from megarlhf.parallel.flash import block_backward, block_forward
+from megarlhf.parallel.continued import ContinuedRun
+from megarlhf.parallel.flash import FlashBlock
 from megarlhf.parallel.ring import Ring
 from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
 
@@ -37,8 +38,9 @@ def packed_attention(
     scale: float,
     group: dist.ProcessGroup | None = None,
     scoring: Scoring | None = None,
+    continued: tuple[ContinuedRun, ...] = (),
 ) -> torch.Tensor:
-    """Causal attention inside each packed sequence, none across.
+    """Causal attention inside each packed sequence, and to the beginning that it goes on from.
 
     Args:
         query: [T, n, d].
@@ -48,12 +50,15 @@ def packed_attention(
         scale: Of the scores.
         group: Context-parallel group; None, or of size 1, on one rank.
         scoring: A soft cap or a window of the scores.
+        continued: Sequences that go on from a shared beginning; on one rank only.
 
     Returns:
         [T, n, d].
     """
     scoring = scoring or Scoring()
-    return _PackedRingAttention.apply(query, key, value, tuple(lengths), scale, group, scoring)
+    return _PackedRingAttention.apply(
+        query, key, value, tuple(lengths), scale, group, scoring, continued
+    )
 
 
 def runs_of(lengths: Sequence[int]) -> list[Run]:
@@ -68,13 +73,14 @@ def runs_of(lengths: Sequence[int]) -> list[Run]:
 
 class _PackedRingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, lengths, scale, group, scoring):  # noqa: ANN001, ANN205
+    def forward(ctx, query, key, value, lengths, scale, group, scoring, continued):  # noqa: ANN001, ANN205
         runs = runs_of(lengths)
         ring = Ring(group)
         wide = torch.promote_types(query.dtype, torch.float32)
         lse = torch.full(query.shape[:2], float("-inf"), dtype=wide, device=query.device)
         if ring.size == 1:  # one block a sequence: nothing to merge
-            out, merge = torch.empty_like(query), _assign
+            merge = _assign
+            out = torch.empty_like(query, dtype=wide if continued else query.dtype)
         else:
             out, merge = torch.zeros(query.shape, dtype=wide, device=query.device), _merge
         pair = torch.stack((key, value))
@@ -87,9 +93,15 @@ class _PackedRingAttention(torch.autograd.Function):
                 rows = block.query_view(run, out), block.query_view(run, lse[..., None])[..., 0]
                 merge(*rows, block_out, block_lse)
             pair = incoming.wait()
+        for part in continued:
+            found = part.kernel(scale, scoring).forward(
+                part.of(query), part.before(key), part.before(value)
+            )
+            _merge(part.of(out), part.of(lse[..., None])[..., 0], *found)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.runs, ctx.scale, ctx.group, ctx.scoring = runs, scale, group, scoring
+        ctx.continued = continued
         return out
 
     @staticmethod
@@ -117,34 +129,34 @@ class _PackedRingAttention(torch.autograd.Function):
             pair = incoming.wait()
             # After the last block this shift brings every gradient home.
             grad_pair = ring.shift(grad_pair, always=True).wait()
+        for part in ctx.continued:
+            dq, *grads = part.kernel(ctx.scale, ctx.scoring).backward(
+                part.of(grad_out).contiguous(),
+                part.of(query),
+                part.before(key),
+                part.before(value),
+                part.of(out).contiguous(),
+                part.of(lse[..., None])[..., 0].contiguous(),
+            )
+            part.of(grad_query).add_(dq)
+            for whole, grad in zip(grad_pair, grads, strict=True):
+                rows = grad.transpose(1, 2).flatten(0, 1).to(whole.dtype)
+                whole.index_add_(0, part.rows.flatten(), rows)
         return (
             grad_query.to(query.dtype),
             grad_pair[0].to(key.dtype),
             grad_pair[1].to(value.dtype),
-            *(None,) * 4,
+            *(None,) * 5,
         )
-
-
-class _FlashBlock(NamedTuple):
-    """A block whose only mask is the causal one."""
-
-    causal: bool
-    scale: float
-
-    def forward(self, *heads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return block_forward(*heads, causal=self.causal, scale=self.scale)
-
-    def backward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return block_backward(*tensors, causal=self.causal, scale=self.scale)
 
 
 def _kernel(
     block: "_Block", run: Run, ring: Ring, source: int, scale: float, scoring: Scoring
-) -> _FlashBlock | ScoredBlock:
+) -> FlashBlock | ScoredBlock:
     """What computes a block of a run whose keys come from the rank ``source``."""
     local = (run.end - run.begin) // run.count
     if not scoring.matters(local * ring.size):
-        return _FlashBlock(block.causal, scale)
+        return FlashBlock(block.causal, scale)
     if ring.size == 1:
         places = torch.arange(local)
         return ScoredBlock(scoring, scale, places, places)

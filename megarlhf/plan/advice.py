@@ -14,6 +14,7 @@ from megarlhf.plan.roles import roles_of
 from megarlhf.plan.subject import Subject
 
 SECTIONS = {"actor": "model", "model": "model", "critic": "critic"}
+STATES = {"model": "optimizer.offload", "critic": "critic.optimizer.offload"}
 Change = dict[str, Any]  # values by dotted key
 
 
@@ -67,7 +68,7 @@ def _for_engines(subject: Subject) -> str:
 
 
 def _changes(subject: Subject, owner: str) -> Iterator[Change]:
-    """From small to large: fewer tokens at a time, then recomputing, then other layouts."""
+    """From small to large: fewer tokens at a time, recomputing, other layouts, states on the host."""
     section = SECTIONS.get(owner)
     config = subject.config
     longest = (
@@ -96,6 +97,7 @@ def _changes(subject: Subject, owner: str) -> Iterator[Change]:
                     f"{section}.parallel.sequence": tensor > 1,
                     f"{section}.parallel.pipeline": pipeline,
                 }
+    yield base | {STATES[section]: "states"}
 
 
 def changed(subject: Subject, change: Change) -> Subject:

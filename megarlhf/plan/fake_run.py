@@ -13,7 +13,7 @@ from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.fake_ranks import Received, fake_tensors, fake_world
 from megarlhf.engine.finite_step import step_if_finite
 from megarlhf.engine.model_engine import ModelEngine
-from megarlhf.engine.optimizer import begin_state, state_tensors
+from megarlhf.engine.optimizer import begin_state, host_tensors, state_tensors
 from megarlhf.models.build import DTYPES
 from megarlhf.plan.meter import Meter, Usage
 from megarlhf.plan.roles import TRAIN, Role, Work
@@ -33,6 +33,7 @@ class RankRun:
         micro_batches: By phase, how many the run had.
         update: The optimizer's step alone; None for a model that is not trained.
         parameters: Elements that this rank holds.
+        host: Bytes of the optimizer's that it keeps in the host's memory.
     """
 
     rank: int
@@ -41,6 +42,7 @@ class RankRun:
     micro_batches: dict[str, int]
     update: Usage | None
     parameters: int
+    host: int
 
 
 def run_rank(role: Role, rank: int, *, skew: float = 1.0, filled_for: int | None = None) -> RankRun:
@@ -86,8 +88,8 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         )
         if engine.optimizer is not None:
             begin_state(engine.optimizer)
-    _name_parts(meter, engine)
-    run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine))
+    host = _name_parts(meter, engine)
+    run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine), host)
     stage = engine.place.pp if filled_for is None else filled_for
     for phase, work in role.work.items():
         sequences, groups_of = batch_of(role, work, stage)
@@ -174,9 +176,10 @@ def _as_on_gpus(role: Role) -> Any:
     return replace(config, experts="grouped" if grouped else "sequential")
 
 
-def _name_parts(meter: Meter, engine: ModelEngine) -> None:
-    """Tell the meter what lies in memory for good."""
+def _name_parts(meter: Meter, engine: ModelEngine) -> int:
+    """Tell the meter what lies in the GPU's memory for good; returns the bytes in the host's."""
     gc.collect()
+    host = 0 if engine.optimizer is None else meter.leave_out(host_tensors(engine.optimizer))
     meter.name_all(BUFFERS)
     meter.name(WEIGHTS, _storages(engine._tensors_of("weights")))
     meter.name(GRADIENTS, _storages(engine._tensors_of("gradients")))
@@ -190,6 +193,7 @@ def _name_parts(meter: Meter, engine: ModelEngine) -> None:
         ]
         meter.name(OPTIMIZER, _storages(state_tensors(engine.optimizer)))
         meter.name(MAIN, _storages(mains))
+    return host
 
 
 def _storages(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -86,6 +86,7 @@ def _extended(fewer: RankRun, more: RankRun, times: int) -> RankRun:
         micro_batches=fewer.micro_batches,
         update=None if fewer.update is None else usage(fewer.update, more.update),
         parameters=number(fewer.parameters, more.parameters),
+        host=number(fewer.host, more.host),
     )
 
 

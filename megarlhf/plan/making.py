@@ -246,6 +246,7 @@ def as_dict(plan: Plan) -> dict[str, Any]:
                 "verdict": place.verdict,
                 "problem": place.problem,
                 "phases": place.phases,
+                "host": place.host,
             }
             for place in plan.places
         ],

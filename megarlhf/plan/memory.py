@@ -9,6 +9,7 @@ from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.plan.engines import EngineNeeds, StreamNeeds
 from megarlhf.plan.fake_run import BUFFERS, RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
+from megarlhf.plan.host_memory import bytes_on_host
 from megarlhf.plan.layers import distinct_stages
 from megarlhf.plan.meter import ACTIVATIONS, LOGITS
 from megarlhf.plan.roles import SCORE, TRAIN, Role
@@ -47,6 +48,8 @@ class Place:
         problem: Why it does not do, where memory alone does not say so.
         is_tight: Whether it does only just, for another reason than memory.
         tight: The share of the memory above which it does only just.
+        host: Bytes of the host's memory that each of these GPUs' models take at most: optimizer states
+            with ``optimizer.offload=states``, and what lies there while others have the GPU.
     """
 
     name: str
@@ -56,6 +59,7 @@ class Place:
     problem: str | None = None
     is_tight: bool = False
     tight: float = TIGHT
+    host: int = 0
 
     @property
     def worst(self) -> str:
@@ -146,6 +150,8 @@ def training_places(
             phase: max(some, key=lambda kinds: sum(kinds.values())) for phase, some in found.items()
         }
         place.phases = {phase: largest[phase] for phase in PHASES if phase in largest}
+        runs = [[_at(run, stage, topology.pp) for run in process] for process in devices.processes]
+        place.host = bytes_on_host(runs, shared=devices.is_shared, engines=devices.engines)
         places.append(place)
     return places
 

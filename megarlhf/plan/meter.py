@@ -56,11 +56,6 @@ class Usage:
     moved: int = 0
     traffic: dict[tuple[tuple[int, ...], str], Traffic] = field(default_factory=dict)
 
-    @property
-    def peak_bytes(self) -> int:
-        """The highest total."""
-        return sum(self.peak.values())
-
 
 class Meter(TorchDispatchMode):
     """Counts while it is entered.
@@ -103,6 +98,18 @@ class Meter(TorchDispatchMode):
         """Count all that is live as ``kind``."""
         self._known = {key: (kind, nbytes) for key, (_, nbytes) in self._known.items()}
         self.live = Counter({kind: self._total})
+
+    def leave_out(self, tensors: Iterable[torch.Tensor]) -> int:
+        """Do not count these tensors' storages: they lie elsewhere. Returns their bytes."""
+        total = 0
+        for tensor in tensors:
+            key = tensor.untyped_storage()._cdata
+            kind, nbytes = self._known[key]
+            self.live[kind] -= nbytes
+            self._known[key] = kind, 0
+            total += nbytes
+        self._total -= total
+        return total
 
     def _now(self) -> dict[str, int]:
         return {kind: nbytes for kind, nbytes in self.live.items() if nbytes}

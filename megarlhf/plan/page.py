@@ -100,7 +100,9 @@ def _memory(place: Place) -> str:
         x = LEFT + place.memory * share * scale
         shapes.append(f'<path class="base" d="M{x:.1f} 0V{len(place.phases) * ROW}"/>')
     problem = f" {escape(place.problem)}" if place.problem else ""
-    caption = f"{escape(place.name)} <small>{place.gpus} GPUs: {place.verdict}{problem}</small>"
+    host = f"; {place.host / GIB:.1f} GiB of the host's memory each" if place.host else ""
+    text = f"{place.gpus} GPUs: {place.verdict}{problem}{host}"
+    caption = f"{escape(place.name)} <small>{text}</small>"
     svg = _svg(shapes, len(place.phases))
     return f"<figure><figcaption>{caption}</figcaption>{svg}</figure>"
 

@@ -176,7 +176,8 @@ def _held(
         elements = sum(math.prod(p.shape) for p in parameters_of(spec, topology, 0))
     except (UserError, ValueError):
         return math.inf
-    return elements * (6 + (TRAINED_BYTES - 6) / topology.dp)
+    on_host = subject.config.optimizer.offload == "states"
+    return elements * (6 + (0 if on_host else (TRAINED_BYTES - 6) / topology.dp))
 
 
 def _burden(subject: Subject, change: Change) -> tuple[float, ...]:

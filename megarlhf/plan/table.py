@@ -41,7 +41,10 @@ def _place(place: Place) -> list[str]:
         rest = sum(size for _, size in ranked[COLUMNS:])
         named += [f"rest {rest / GIB:.1f}"] if rest > 0.05 * GIB else []
         rows.append([f"  {phase}", f"{sum(kinds.values()) / GIB:.1f}", ", ".join(named)])
-    return lines + _aligned(rows)
+    lines += _aligned(rows)
+    if place.host:
+        lines.append(f"  of the host's memory: {place.host / GIB:.1f} GiB for each of these GPUs")
+    return lines
 
 
 def _time(plan: Plan) -> list[str]:

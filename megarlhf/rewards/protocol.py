@@ -39,7 +39,7 @@ def read_request(body: bytes, max_batch: int) -> Batch:
     """
     try:
         fields = json.loads(body)
-    except ValueError as error:  # of JSON or of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON or of UTF-8; nested too deeply
         raise BadRequest(f"the body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise BadRequest("the body is not a JSON object")
@@ -78,7 +78,7 @@ def read_response(body: bytes, count: int, subject: str) -> Scores:
     """
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise CallFailed(f"{subject} answered no JSON: {shown(body)}", again=True) from None
     return read_returned(fields, count, subject)
 
@@ -88,5 +88,5 @@ def shown(body: bytes) -> str:
     text = body.decode(errors="replace")
     try:
         return str(json.loads(text)["error"])[: 3 * SHOWN]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, RecursionError, TypeError, KeyError):
         return f"{text[:SHOWN]!r}"

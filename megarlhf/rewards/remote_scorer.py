@@ -49,7 +49,7 @@ class RemoteScorer:
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
             try:
                 socket.create_connection((parts.hostname, port), CONNECT_TIMEOUT_S).close()
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter of a name that cannot be one
                 raise UserError(
                     f"no reward server answers there: {error}",
                     where=url,

@@ -51,12 +51,15 @@ async def serve(scorer: Scorer, host: str, port: int, max_batch: int) -> None:
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
-        except OSError as error:
+        except (OSError, OverflowError) as error:  # taken, not this machine's, not a port's number
             raise UserError(
-                f"cannot listen there: {error}", where=f"{host}:{port}", fix="choose another --port"
+                f"cannot listen there: {error}",
+                where=f"{host}:{port}",
+                fix="choose another --port, or --host",
             ) from None
-        address = runner.addresses[0]
-        print(f"serving {scorer.where} at http://{address[0]}:{address[1]}{PATH}", flush=True)
+        name, taken = runner.addresses[0][:2]
+        shown = f"[{name}]" if ":" in name else name
+        print(f"serving {scorer.where} at http://{shown}:{taken}{PATH}", flush=True)
         await ended
     finally:
         await runner.cleanup()

@@ -31,6 +31,7 @@ def main() -> None:
         connection.send(error)
         return
     connection.send(None)
+    process = os.getpid()
     with asyncio.Runner() as runner:  # one event loop for all calls: the function may keep sessions
         while True:
             try:
@@ -40,6 +41,8 @@ def main() -> None:
             # Works without the interpreter's help, which a hung regular expression never gives.
             faulthandler.dump_traceback_later(timeout_s + GRACE_S, exit=True)
             outcome = runner.run(_outcome(function, batch))
+            if os.getpid() != process:  # the function forked, and its child came back
+                os._exit(0)
             faulthandler.cancel_dump_traceback_later()
             connection.send(outcome)
 

@@ -12,33 +12,7 @@ from megarlhf.config.settings import to_dict
 from megarlhf.config.yaml_text import to_yaml
 from megarlhf.errors import UserError
 from megarlhf.report.jsonl import replace_file
-
-# What may differ when a run goes on: its length, its rhythm, where it runs. All else is its identity;
-# so is expert parallelism, under another degree of which Megatron cannot load optimizer state.
-_LAYOUT = (
-    "tensor",
-    "sequence",
-    "context",
-    "pipeline",
-    "virtual_pipeline",
-    "chunk_layers",
-    "overlap",
-)
-_MAY_CHANGE = (
-    *("train.steps", "train.epochs", "train.save_every", "train.eval_every"),
-    *("train.keep_checkpoints", "train.resume", "train.micro_batch_tokens"),
-    *("train.best_metric", "train.best_is", "train.max_skipped_steps", "evaluation."),
-    "ema.export",
-    *(
-        f"{model}.parallel.{key}"
-        for model in ("model", "critic", "reference", "teacher")
-        for key in _LAYOUT
-    ),
-    *("model.recompute", "critic.recompute", "critic.export"),
-    *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
-    *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
-    *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
-)
+from megarlhf.trainer.run_identity import differences
 
 BEST = "best.json"  # which checkpoint is kept beside the newest ones, and why
 
@@ -75,6 +49,7 @@ class RunDirectory:
         self.path = Path(config.output.dir)
         self._keep = config.train.keep_checkpoints
         self._identity = {"command": command, "config": to_dict(config)}
+        self._defaults = to_dict(type(config)())
         self._resume = config.train.resume
         self._text = to_yaml(config)
 
@@ -123,8 +98,8 @@ class RunDirectory:
         found = self._complete()
         if not found:
             return None
-        state = json.loads((found[-1] / "trainer.json").read_text())
-        return Checkpoint(found[-1], state)
+        fix = f"remove {found[-1]}, and the run goes on from the checkpoint before"
+        return Checkpoint(found[-1], _read(found[-1] / "trainer.json", fix))
 
     def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
         """The summary of this run, if it has done all its steps already."""
@@ -146,7 +121,7 @@ class RunDirectory:
 
         Until this returns, the checkpoints before it remain.
         """
-        (directory / "trainer.json").write_text(json.dumps(state, indent=2) + "\n")
+        replace_file(directory / "trainer.json", (json.dumps(state, indent=2) + "\n").encode())
         final = directory.with_suffix("")
         shutil.rmtree(final, ignore_errors=True)
         directory.rename(final)
@@ -199,14 +174,14 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or train.resume=true to go on",
             )
-        before = json.loads(file.read_text())
+        before = _read(file, "set output.dir to a new directory")
         if before["command"] != self._identity["command"]:
             raise UserError(
                 f"the output directory belongs to a run of '{before['command']}'",
                 where=str(self.path),
                 fix="set output.dir to a new directory",
             )
-        changed = _differences(before["config"], self._identity["config"])
+        changed = differences(before["config"], self._identity["config"], self._defaults)
         if changed:
             raise UserError(
                 f"the output directory belongs to another run; different are: {'; '.join(changed)}",
@@ -215,20 +190,10 @@ class RunDirectory:
             )
 
 
-def _differences(before: dict, now: dict) -> list[str]:
-    old, new = _flat(before), _flat(now)
-    return [
-        f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and not key.startswith(_MAY_CHANGE)
-    ]
-
-
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
+def _read(file: Path, fix: str) -> dict[str, Any]:
+    """What a run has noted; it is damaged only where a disk was."""
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:  # of JSON or of UTF-8
+        raise UserError(f"does not parse: {error}", where=str(file), fix=fix) from None
+    return found

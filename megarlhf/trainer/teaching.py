@@ -2,7 +2,8 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from megarlhf.config.layout_checks import check_parallel, check_sequence_length
+from megarlhf.config.batch_checks import check_sequence_length
+from megarlhf.config.layout_checks import check_parallel
 from megarlhf.config.model_files import read_model_config
 from megarlhf.config.schema import KDConfig, ModelConfig
 from megarlhf.engine.model_engine import ModelEngine

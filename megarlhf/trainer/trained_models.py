@@ -17,6 +17,7 @@ from megarlhf.engine.actor_worker import ActorWorker
 from megarlhf.engine.critic_worker import CriticWorker
 from megarlhf.engine.reference_worker import ReferenceWorker
 from megarlhf.parallel import context
+from megarlhf.report.jsonl import replace_file
 from megarlhf.trainer import experience
 from megarlhf.trainer.ptx import PretrainingRows
 from megarlhf.trainer.skipped_steps import SkippedSteps
@@ -127,7 +128,7 @@ class TrainedModels:
         state = {name: skipped.state_dict() for name, skipped in self._skipped.items()}
         if self._ptx is not None:
             state["ptx"] = self._ptx.state_dict()
-        (directory / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        replace_file(directory / STATE, (json.dumps(state, indent=2) + "\n").encode())
 
     def export(self, directory: Path) -> Path:
         """Write the actor, its average and the critic where wanted; returns the actor's directory."""

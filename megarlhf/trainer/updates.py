@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from megarlhf.algo.minibatches import minibatches
 from megarlhf.cluster.worker_group import WorkerGroup
-from megarlhf.config.layout_checks import dealt_in
+from megarlhf.config.batch_checks import dealt_in
 from megarlhf.config.schema import OptimizerConfig, RLConfig
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.loss import TokenLoss

@@ -27,6 +27,8 @@ def write_random(directory: Path, family: str, *, dtype=torch.bfloat16, seed=0, 
     config = config_of(family, **{"num_hidden_layers": LAYERS, "dtype": dtype, **settings})
     (directory / "config.json").write_text(json.dumps(config))
     (directory / "tokenizer.model").write_bytes(b"a SentencePiece model")
+    (directory / "additional_chat_templates").mkdir(exist_ok=True)
+    (directory / "additional_chat_templates/tools.jinja").write_text("{{ tools }}")
     generator = torch.Generator().manual_seed(seed)
     shapes = ModelSpec.read(directory).tensors
     tensors = {

@@ -1,61 +1,20 @@
 """Each thing that can be wrong with a checkpoint is its own clear error, and nothing is left behind."""
 
-import errno
 import json
-import os
-import pickle
 import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights import row_files
 from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel.topology import Topology
-from tests.checkpoint_convert.models import convert, write_random
+from tests.checkpoint_convert.damage import NORM, change, cut, flip, refusal, rewrite_metadata
+from tests.checkpoint_convert.models import convert
 from tests.models.tiny import stand_ins
 from tools.checkpoint_convert.checkpoints import open_checkpoint
-from tools.checkpoint_convert.cli import main
-
-NORM = "model.layers.1.input_layernorm.weight"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A Hugging Face directory and what was made of it, which nobody changes."""
-    root = tmp_path_factory.mktemp("whole")
-    write_random(root / "hf", "qwen2", num_hidden_layers=2)
-    convert("hf-to-megatron", "--hf", root / "hf", "--out", root / "megatron", "--tp", 2)
-    return root
-
-
-@pytest.fixture
-def copy(whole, tmp_path):
-    return shutil.copytree(whole, tmp_path / "copy")
-
-
-def refusal(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    return capsys.readouterr().err
-
-
-def change(file, **tensors):
-    content = {**load_file(file), **tensors}
-    save_file({n: t for n, t in content.items() if t is not None}, file)
-
-
-def rewrite_metadata(directory, act):
-    content = pickle.loads((directory / ".metadata").read_bytes())
-    act(content)
-    (directory / ".metadata").write_bytes(pickle.dumps(content))
-
-
-def cut(file, nbytes=2000):
-    os.truncate(file, file.stat().st_size - nbytes)
-
 
 HF_DAMAGE = {
     "truncated": (
@@ -169,45 +128,25 @@ def test_a_bad_megatron_directory(copy, capsys, damage):
     assert not (copy / "out").exists()
 
 
-class Malicious:
-    """Pickles as a call."""
-
-    def __init__(self, call, *arguments):
-        self.call, self.arguments = call, arguments
-
-    def __reduce__(self):
-        return self.call, self.arguments
-
-
-@pytest.mark.parametrize("call", [os.system, eval, exec, getattr, torch.load, __import__])
-def test_metadata_cannot_run_anything(copy, capsys, call):
-    evil = copy / "evil"
-    argument = f"touch {evil}" if call is os.system else f"open({str(evil)!r}, 'w')"
-    for content in (Malicious(call, argument), [1, {"state": Malicious(call, argument)}]):
-        (copy / "megatron/.metadata").write_bytes(pickle.dumps(content))
-        for command in (
-            ("megatron-to-hf", "--megatron", copy / "megatron", "--out", copy / "out"),
-            ("verify", copy / "megatron", copy / "hf"),
-            ("inspect", copy / "megatron"),
-        ):
-            assert f"{call.__name__}, which has no place there" in refusal(capsys, *command)
-    assert not evil.exists()
+def test_an_index_that_names_a_missing_shard(copy, capsys):
+    names = load_file(copy / "hf/model.safetensors")
+    (copy / "hf/model.safetensors").unlink()
+    index = {"weight_map": dict.fromkeys(names, "gone")}
+    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    to = ("hf-to-megatron", "--hf", copy / "hf", "--out", copy / "out")
+    assert "shards named by the index are missing: gone" in refusal(capsys, *to)
+    index = {"weight_map": {NORM: "../megatron/common.pt"}}
+    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    assert "not beside it: ../megatron/common.pt" in refusal(capsys, *to)
 
 
-def test_common_pt_cannot_run_anything(copy, capsys):
-    evil = copy / "evil"
-    torch.save(Malicious(os.system, f"touch {evil}"), copy / "megatron/common.pt")
-    assert main(["inspect", str(copy / "megatron")]) == 0
-    assert "a layout that is not noted" in capsys.readouterr().out
-    assert not evil.exists()
-
-
-def flip(file, offset):
-    with file.open("r+b") as opened:
-        opened.seek(offset)
-        (byte,) = opened.read(1)
-        opened.seek(offset)
-        opened.write(bytes([byte ^ 1]))
+def test_what_else_lies_in_a_hugging_face_directory(copy, capsys):
+    """As transformers has it: ``model.safetensors`` is the model, and there may be a metadata.json."""
+    shutil.copy(copy / "hf/model.safetensors", copy / "hf/consolidated.safetensors")
+    index = {"weight_map": {NORM: "consolidated.safetensors", "w": "gone.safetensors"}}
+    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
+    (copy / "hf/metadata.json").write_text("{}")
+    convert("verify", copy / "hf", copy / "megatron")
 
 
 def test_a_flipped_bit_is_found_and_its_tensor_named(copy, capsys):
@@ -247,79 +186,3 @@ def test_nan_is_named_and_kept(copy, caplog):
     (warning,) = caplog.records
     assert f"the tensor {NORM} has NaN or Inf in it" in warning.getMessage()
     convert("verify", copy / "out", copy / "hf")
-
-
-def test_a_full_disk(whole, tmp_path, capsys, monkeypatch):
-    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(row_files.os, "pwrite", full)
-        assert "there is no space left to write to" in refusal(capsys, *to)
-    with monkeypatch.context() as patch:
-        usage = shutil._ntuple_diskusage(10**9, 10**9, 1000)
-        patch.setattr(shutil, "disk_usage", lambda _: usage)
-        assert "there is no space for 0.0 GB" in refusal(capsys, *to)
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_disk_that_is_full_only_when_it_is_flushed(whole, tmp_path, capsys, monkeypatch):
-    def flush(_):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(row_files.os, "fdatasync", flush)
-    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
-    assert "there is no space left to write to" in refusal(capsys, *to)
-    assert not (tmp_path / "out").exists()
-
-
-def test_what_is_there_is_not_overwritten(whole, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
-    assert f"{tmp_path / 'out'}: it exists already" in refusal(capsys, *to)
-
-
-@pytest.mark.parametrize(
-    ("options", "says"),
-    [
-        (["--tp", 3], ["--tp", "must divide the model's num_attention_heads (4), got 3"]),
-        (["--pp", 7], ["--pp", "at most the model's num_hidden_layers (2)"]),
-        (["--vpp", 2], ["--vpp", "needs --pp > 1"]),
-        (["--ep", 2], ["--ep", "the model has no experts"]),
-        (["--tp", 0], ["--tp", "at least 1"]),
-    ],
-)
-def test_a_layout_that_does_not_fit(whole, tmp_path, capsys, options, says):
-    to = ("hf-to-megatron", "--hf", whole / "hf", "--out", tmp_path / "out")
-    said = refusal(capsys, *to, *options)
-    assert all(text in said for text in says), said
-
-
-def test_a_directory_above_checkpoints_and_none(whole, tmp_path, capsys):
-    to = ("megatron-to-hf", "--megatron", tmp_path / "run", "--out", tmp_path / "out")
-    assert "no such directory" in refusal(capsys, *to)
-    shutil.copytree(whole / "megatron", tmp_path / "run/iter_0000020")
-    (tmp_path / "run/latest_checkpointed_iteration.txt").write_text("20\n")
-    assert "the latest is of iteration 20" in refusal(capsys, *to)
-
-
-def test_the_wrong_direction(whole, tmp_path, capsys):
-    out = ("--out", tmp_path / "out")
-    assert "Megatron's kind, not Hugging Face's" in refusal(
-        capsys, "hf-to-megatron", "--hf", whole / "megatron", *out
-    )
-    assert "Hugging Face's kind, not Megatron's" in refusal(
-        capsys, "megatron-to-hf", "--megatron", whole / "hf", *out
-    )
-
-
-def test_an_index_that_names_a_missing_shard(copy, capsys):
-    index = {"weight_map": dict.fromkeys(load_file(copy / "hf/model.safetensors"), "gone")}
-    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
-    to = ("hf-to-megatron", "--hf", copy / "hf", "--out", copy / "out")
-    assert "shards named by the index are missing: gone" in refusal(capsys, *to)
-    index = {"weight_map": {NORM: "../megatron/common.pt"}}
-    (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
-    assert "not beside it: ../megatron/common.pt" in refusal(capsys, *to)

@@ -9,39 +9,13 @@ import pytest
 import torch
 
 from benchmarks.convert import MODELS, run_apart, write_random_model
+from benchmarks.shapes import SHAPES
 from megarlhf.config.model_files import check_engine_weights, read_model_config
 from megarlhf.errors import UserError
 from megarlhf.models.weights import fingerprint
 from tests.checkpoint_convert.models import convert, write_random
 from tests.models.tiny import read_tensors
 from tools.checkpoint_convert.cli import main
-
-LLAMA_70B = {
-    "architectures": ["LlamaForCausalLM"],
-    "dtype": "bfloat16",
-    "vocab_size": 128256,
-    "hidden_size": 8192,
-    "intermediate_size": 28672,
-    "num_hidden_layers": 80,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 8,
-    "rope_theta": 500000.0,
-}
-QWEN3_235B = {
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "dtype": "bfloat16",
-    "vocab_size": 151936,
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "moe_intermediate_size": 1536,
-    "num_hidden_layers": 94,
-    "num_attention_heads": 64,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "num_experts": 128,
-    "num_experts_per_tok": 8,
-    "norm_topk_prob": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +100,15 @@ def test_a_fingerprint_does_not_depend_on_the_order(source):
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "expected"),
+    ("model", "options", "expected"),
     [
-        (LLAMA_70B, "--tp 8 --pp 4", {"parameters": "70,553,706,496", "files": "32"}),
-        (QWEN3_235B, "--tp 2 --pp 4 --ep 8", {"parameters": "235,093,634,560", "files": "64"}),
+        ("70B", "--tp 8 --pp 4", {"parameters": "70,553,706,496", "files": "32"}),
+        ("235B-A22B", "--tp 2 --pp 4 --ep 8", {"parameters": "235,093,634,560", "files": "64"}),
     ],
-    ids=["70B", "235B"],
 )
-def test_a_dry_run_of_a_large_model_needs_no_memory(tmp_path, config, options, expected):
+def test_a_dry_run_of_a_large_model_needs_no_memory(tmp_path, model, options, expected):
     """Of the plan only: seen 8 MB and 180 MB, of 141 and 470 GB."""
-    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES[model]))
     arguments = ["hf-to-megatron", "--hf", str(tmp_path), "--out", "none", *options.split()]
     code = (
         "import resource, sys\n"

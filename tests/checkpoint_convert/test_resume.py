@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from megarlhf.models.weights import fingerprint
+from megarlhf.models.weights import fingerprint, publishing
+from tests.checkpoint_convert.damage import flip, refusal
 from tests.checkpoint_convert.models import convert, write_random
-from tests.checkpoint_convert.test_bad_input import flip, refusal
 from tools.checkpoint_convert import conversion
 from tools.checkpoint_convert.checkpoints import open_checkpoint
 from tools.checkpoint_convert.cli import INTERRUPTED, main
@@ -98,6 +98,16 @@ def test_it_does_not_go_on_with_another_job(source, tmp_path, monkeypatch, capsy
     os.utime(file, ns=(stamp.st_atime_ns, stamp.st_mtime_ns + 1))
     assert "another one (files)" in refusal(capsys, *to, "--tp", 2, "--resume")
     convert(*to, "--tp", 2)  # from the beginning
+    convert("verify", tmp_path / "out", source)
+
+
+def test_two_do_not_write_to_one_place(source, tmp_path, monkeypatch, capsys):
+    to = ("hf-to-megatron", "--hf", source, "--out", tmp_path / "out")
+    begin(monkeypatch, to, 3)
+    with publishing.claimed(tmp_path / "out"):
+        for again in (to, (*to, "--resume")):
+            assert "out.partial: another process is writing there" in refusal(capsys, *again)
+    convert(*to, "--resume")
     convert("verify", tmp_path / "out", source)
 
 

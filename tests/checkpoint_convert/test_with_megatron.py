@@ -71,11 +71,12 @@ def what_is_in(metadata):
 
 
 def test_both_kinds_compute_the_same_logits(ranks, tmp_path):
-    """As close as fp32: 1e-5 of the largest logit (seen: 3.4e-7)."""
-    source, megatron = write_model("qwen3", tmp_path / "hf"), tmp_path / "m"
+    """As close as fp32: 1e-5 of the largest logit; with Gemma's soft caps, which some kernels lack."""
+    source, megatron = write_model("gemma2", tmp_path / "hf"), tmp_path / "m"
     convert("hf-to-megatron", "--hf", source, "--out", megatron, "--tp", 2)
-    ((status, said),) = ranks.run(1, jobs.verify_logits, source, megatron)
-    assert status == 0, said
+    for other in (source, megatron):
+        ((status, said),) = ranks.run(1, jobs.verify_logits, other, megatron)
+        assert status == 0, said
     tensors = load_file(source / "model.safetensors")
     tensors["model.norm.weight"][0] *= 1.01
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})

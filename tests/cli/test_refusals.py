@@ -27,6 +27,7 @@ def test_the_right_commands_would_start(commands, command):
     [
         (["model.path=/no/model"], ["model.path", "no such directory: /no/model", "hf download"]),
         (["optimzer.lr=1"], ["command line", "'optimzer.lr'", "did you mean 'optimizer.lr'"]),
+        (["OPTIMIZER.LR=1"], ["'OPTIMIZER.LR'", "did you mean 'optimizer.lr'"]),
         (["train.steps=many"], ["train.steps expects a whole number", "'many'"]),
         (["lr"], ["'lr' is not an override", "dotted.key=value"]),
         (["--config=/no/run.yaml"], ["/no/run.yaml", "no such config file"]),
@@ -140,6 +141,17 @@ def test_an_unknown_key_of_a_file(refusal, tmp_path):
     file.write_text("model:\n  dtype: float32\nrollout:\n  temprature: 1.0\n")
     text = refusal(f"--config={file}")
     says(text, f"{file}:4: ", "'rollout.temprature'", "did you mean 'rollout.temperature'?")
+
+
+def test_the_file_of_another_command(refusal):
+    text = refusal("--config=configs/grpo/own_data.yaml", command="sft")
+    says(text, "'data.max_prompt_tokens'", "use megarlhf rl or generate, which the file is for")
+
+
+def test_a_setting_written_as_an_option(commands, capsys):
+    with pytest.raises(SystemExit):
+        main([*commands["rl"], "--optimizer.lr=1"])
+    says(capsys.readouterr().err, "settings have no dashes: optimizer.lr=1")
 
 
 @pytest.mark.parametrize("command", ["rl", "sft"])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from megarlhf.agents.user_agent import load_agent
+from megarlhf.agents.user_agent import load_agent, load_program
 from megarlhf.config import loader
 from megarlhf.config.checks import check_rollout_batch
 from megarlhf.config.data_checks import check_input_text
@@ -41,5 +41,6 @@ def test_a_configuration_is_sound_in_itself(file):
 
 @files(".py")
 def test_a_reward_or_an_agent_is_callable(file):
-    load = load_agent if "agents" in file.parts else load_reward_function
+    of_agents = load_program if file.stem.endswith("_program") else load_agent
+    load = of_agents if "agents" in file.parts else load_reward_function
     load(str(file))

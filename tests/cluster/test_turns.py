@@ -8,6 +8,7 @@ from megarlhf.config.schema import RLConfig, RolloutConfig
 
 COLOCATED = RLConfig(rollout=RolloutConfig(placement="colocated"))
 ALL = f"offload {' '.join(PARTS)}"
+BACK = ALL.replace("offload", "reload")
 
 
 class Log:
@@ -72,7 +73,7 @@ def test_a_step_of_colocated_ones(log):
     made.train()
     log.actor.call("train")
     log.actor.call("train")
-    assert log.take() == ["sleep", "actor reload"]
+    assert log.take() == ["sleep", f"actor {BACK}"]
     made.update(1)
     streamed = [
         "actor offload gradients optimizer",
@@ -87,7 +88,7 @@ def test_a_step_of_colocated_ones(log):
     made.sample()  # the engines' weights were lost in sleep: they are streamed again
     assert log.take()[2:] == streamed
     log.actor.call("open_stream")  # an engine is replaced while the trainer's weights are away
-    assert log.take() == ["actor reload"]
+    assert log.take() == ["actor reload weights"]
 
 
 def test_models_take_turns(log):
@@ -98,8 +99,7 @@ def test_models_take_turns(log):
     made.update(0)
     assert log.take() == [
         f"critic {ALL}",
-        "actor reload",
-        "actor offload gradients optimizer",
+        "actor reload weights",
         "stream 0",
         "actor offload weights",
     ]
@@ -109,9 +109,9 @@ def test_models_take_turns(log):
     log.actor.call("train")
     log.critic.call("train")
     assert log.take() == [
-        *("sleep", "critic reload"),
-        *(f"critic {ALL}", "actor reload"),
-        *(f"actor {ALL}", "critic reload"),
+        *("sleep", "critic reload weights"),  # scoring needs no more
+        *("critic offload weights", "actor reload weights", "actor reload gradients optimizer"),
+        *(f"actor {ALL}", f"critic {BACK}"),
     ]
 
 

@@ -10,9 +10,9 @@ import pytest
 from megarlhf.config.schema import StepDataConfig, SupervisedDataConfig
 from megarlhf.data import tokenization
 from megarlhf.data.dealing import partition
+from megarlhf.data.record_batches import read_example, record_batch
 from megarlhf.data.records import Example, Sequence
 from megarlhf.data.steps import load_steps
-from megarlhf.data.store import read_example, record_batch
 from megarlhf.data.stream import ShuffledStream, _token_hash
 from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError

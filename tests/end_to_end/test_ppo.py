@@ -1,6 +1,7 @@
 """PPO on the real stack: critic and reference on ranks and in layouts of their own.
 
-The run is cut and goes on without Ray, all models on the same ranks by turns, as if nothing happened.
+The run is cut and goes on without Ray, all models on the same ranks by turns and Adam's states on the
+host, as if nothing happened.
 """
 
 import shutil
@@ -35,7 +36,8 @@ def test_actor_and_critic_learn_and_go_on(tmp_path, rl_command, run_cli):
     shutil.copytree(whole, cut)
     (cut / "summary.json").unlink()
     shutil.rmtree(cut / "checkpoints" / "step-00000003")
-    run_cli(under_torchrun(rl_command(cut, *settings), 2))
+    on_host = ("optimizer.offload=states", "critic.optimizer.offload=states")
+    run_cli(under_torchrun(rl_command(cut, *settings, *on_host), 2))
     assert figures(cut) == figures(whole)
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import TP2, figures
+from tests.end_to_end.conftest import TP2, figures, under_torchrun
 
 # Measured 1e-7 to 4e-7 in fp32, as without an agent.
 LOGPROB_GAP = 2e-6
@@ -49,6 +49,7 @@ class Agent:
 
 
 def test_two_turns_agree_with_the_actor_and_failures_are_dropped(tmp_path, rl_command, run_cli):
+    """Under torchrun, where all is colocated and no Ray."""
     agent, out = tmp_path / "agent.py", tmp_path / "run"
     agent.write_text(TWO_TURNS)
     settings = (
@@ -62,7 +63,7 @@ def test_two_turns_agree_with_the_actor_and_failures_are_dropped(tmp_path, rl_co
         "train.micro_batch_tokens=1024",
         "train.steps=2",
     )
-    run_cli(rl_command(out, *settings))
+    run_cli(under_torchrun(rl_command(out, *settings), 2))
     steps = [row for row in MetricsLog.read(out) if "logprob_gap" in row]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:

@@ -23,6 +23,7 @@ def test_an_engine_and_the_run_are_lost_on_the_way_and_no_prompt_is(
         f"train.steps={STEPS}",
         "algorithm.correction=tis",
         "algorithm.updates_per_rollout=2",
+        "ema.decay=0.9",
     )
     run, seen = Started(command), []
     for line in run.process.stdout:
@@ -45,6 +46,7 @@ def test_an_engine_and_the_run_are_lost_on_the_way_and_no_prompt_is(
     assert all(row["grad_norm"] > 0 for row in steps)
     assert max(row["queue_length"] for row in steps) <= AHEAD
     assert trained_on(out) == expected(prompts_file)
+    assert (out / "ema" / "model.safetensors").exists()
 
 
 def trained_on(run):

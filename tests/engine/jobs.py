@@ -8,6 +8,7 @@ import torch
 from megarlhf.algo.loss import TokenMean
 from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
 from megarlhf.data.records import Sequence
+from megarlhf.engine.double import DoubleEngine
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
@@ -47,6 +48,24 @@ def make_sequences(vocab: int, lengths: list[int], *, weighted: bool = False) ->
     return sequences
 
 
+def make_samples(vocab: int, prompts: list[int], responses: list[int]) -> list[Sequence]:
+    """A response of every length to every prompt, all random, weighted."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(length: int) -> list[int]:
+        return torch.randint(0, vocab, (length,), generator=generator).tolist()
+
+    sequences = []
+    for before in prompts:
+        prompt = draw(before)
+        for length in responses:
+            weights = torch.rand(length, generator=generator).tolist()
+            none = [0.0] * before
+            fields = {"loss_weight": none + weights}
+            sequences.append(Sequence(prompt + draw(length), none + [1.0] * length, fields))
+    return sequences
+
+
 def build(
     rank,
     world,
@@ -57,12 +76,14 @@ def build(
     dtype="float32",
     recompute="none",
     optimizer=OPTIMIZER,
+    share=False,
+    kind=ModelEngine,
 ) -> ModelEngine:
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
     )
     topology = Topology.of(config.parallel, world)
-    return ModelEngine(
+    return kind(
         ModelSpec.read(path),
         config,
         topology,
@@ -70,6 +91,7 @@ def build(
         rank,
         micro_batch_tokens=micro_batch_tokens,
         optimizer=optimizer,
+        share=share,
     )
 
 
@@ -84,6 +106,15 @@ def logprobs_and_train(rank, world, path, parallel, sequences, steps, settings, 
     before = engine.logprobs(sequences, temperature=temperature)
     metrics = train(engine, sequences, steps, WeightedLikelihood(temperature))
     return before, metrics, engine.logprobs(sequences, temperature=temperature)
+
+
+def double_gradients(rank, world, path, sequences, share):
+    """In float64: log-probabilities, the loss, and the gradient of every parameter."""
+    engine = build(rank, world, path, {}, dtype="float64", share=share, kind=DoubleEngine)
+    before = engine.logprobs(sequences)
+    (metrics,) = train(engine, sequences, 1)
+    gradients = {name: p.main_grad.clone() for name, p in engine.chunks[0].named_parameters()}
+    return before, metrics["loss"], gradients
 
 
 def refusal_to_train(rank, world, path, sequences):
@@ -169,7 +200,7 @@ def train_in_small_buckets(rank, world, path, parallel, sequences, steps):
 
 
 def train_with_offload(rank, world, path, parallel, sequences, dtype, parts):
-    """Three steps, everything in ``parts`` given back and filled again between them.
+    """Three steps, everything in ``parts`` given back and filled again between them, weights first.
 
     Returns the metrics, the bytes given back and whether storages were empty meanwhile.
     """
@@ -182,5 +213,7 @@ def train_with_offload(rank, world, path, parallel, sequences, dtype, parts):
         freed = engine.offload(*parts)
         for part in parts:
             empty &= all(t.untyped_storage().nbytes() == 0 for t in engine._tensors_of(part))
+        engine.reload("weights")
+        engine.logprobs(sequences)  # needs no more
         engine.reload()
     return metrics, freed, empty

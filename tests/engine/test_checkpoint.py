@@ -1,5 +1,7 @@
 """A run that is saved and loaded goes on as if nothing had happened, under any layout."""
 
+import shutil
+
 import pytest
 
 from tests.engine import jobs
@@ -87,6 +89,18 @@ def test_half_a_checkpoint_is_refused(ranks, llamas, saved, tmp_path):
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (refusal,) = ranks.run(1, jobs.refusal_to_load, llamas[False], tmp_path)
     assert refusal.startswith(f"{tmp_path}: not a whole checkpoint")
+
+
+def test_a_damaged_checkpoint_is_said(ranks, llamas, saved, tmp_path):
+    directory, _ = saved("tp2", False)
+    actor = shutil.copytree(directory, tmp_path / "step-00000007/actor")
+    for name in ("__0_0.distcp", ".metadata", "common.pt", "metadata.json"):
+        whole = (actor / name).read_bytes()
+        (actor / name).write_bytes(whole[: len(whole) // 3])
+        (refusal,) = ranks.run(1, jobs.refusal_to_load, llamas[False], actor)
+        assert refusal.startswith(f"{actor}: the checkpoint cannot be read: "), name
+        assert f"remove {tmp_path / 'step-00000007'}" in refusal
+        (actor / name).write_bytes(whole)
 
 
 def test_a_disk_that_is_full_is_said(ranks, llamas, tmp_path):

@@ -35,6 +35,8 @@ def test_torchrun_dry_run_on_one_node():
         "-m megarlhf sft --config 'a b.yaml' 'x=[1, 2]'"
     )
     assert "--log-dir=megarlhf-logs/" in done.stdout
+    seen = environment(CUDA_VISIBLE_DEVICES="2,5,6")
+    assert "--nproc-per-node=3 " in run(TORCHRUN, "--dry-run", "--", "sft", env=seen).stdout
     done = run(TORCHRUN, "--dry-run", "--", "sft", "output.dir=OUT")
     assert "--log-dir=OUT/logs/" in done.stdout
 
@@ -185,14 +187,14 @@ def test_shellcheck():
 
 def test_iterate_dry_run():
     options = ["--model", "M", "--out", "O", "--rounds", "2", "--nproc", "2", "--dry-run"]
-    settings = ["--generate", "g.yaml", "--generate", "a=[1, 2]", "--train", "b=c"]
+    settings = ["--generate", "g.yaml", "--generate", "a=[1,\n2]", "--train", "b=c"]
     done = run(ITERATE, "dpo", *options, *settings)
     assert done.returncode == 0, done.stderr
     expected = ""
     for number, model in ((1, "M"), (2, "O/round-1/train/model")):
         at = f"O/round-{number}"
         expected += (
-            f"{sys.executable} -m megarlhf generate --config g.yaml 'a=[1, 2]' "
+            f"{sys.executable} -m megarlhf generate --config g.yaml $'a=[1,\\n2]' "
             f"model.path={model} train.seed={number} output.dir={at}/generate\n"
             f"{LAUNCH}/torchrun.sh --nproc 2 -- dpo b=c model.path={model} "
             f"data.train=json@{at}/generate/pairs.jsonl output.dir={at}/train\n"
@@ -207,6 +209,7 @@ def test_iterate_dry_run():
         (["sft", "--out", "O"], "--model is missing"),
         (["sft", "--model", "M", "--out", "O", "--rounds", "0"], "whole number from 1"),
         (["sft", "dpo"], "'dpo' is one word too many"),
+        (["sft", "--nproc", "all"], "--nproc takes a whole number from 1 to 1024"),
         (["sft", "--generate"], "--generate needs a value"),
     ],
 )

@@ -161,6 +161,7 @@ def test_submit_writes_the_line_for_sbatch():
     ("line", "message"),
     [
         ("--nodes 2", "no megarlhf command"),
+        ("--nodes 2 -- sftt", "COMMAND must be rl, generate, sft"),
         ("--nodes none -- rl", "--nodes takes a whole number"),
         ("--gpus 0 -- rl", "--gpus takes a whole number from 1"),
         ("--account -- rl", "--account needs a value"),

@@ -60,6 +60,15 @@ def test_what_is_written_is_read(llama, adapters):
     }
 
 
+def test_merging_replaces_nothing_but_models(llama, adapters, tmp_path):
+    for place in (adapters, tmp_path, llama):
+        with pytest.raises(UserError, match="also an input, or holds one"):
+            merge(llama, adapters, place)
+    (tmp_path / "notes").mkdir()
+    with pytest.raises(UserError, match="exists already, and is no model"):
+        merge(llama, adapters, tmp_path / "notes")
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_merged_weights_are_the_base_with_the_products(llama, tmp_path, rslora):
     tensors = write_adapters(

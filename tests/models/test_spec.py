@@ -61,6 +61,13 @@ def test_absent_keys_mean_what_they_mean_to_hugging_face(tmp_path):
         ({**LLAMA, "mlp_bias": True}, ["mlp_bias=True"]),
         ({**LLAMA, "hidden_act": "gelu"}, ["hidden_act='gelu'", "supported: 'silu'"]),
         ({**LLAMA, "hidden_size": None}, ["hidden_size is missing"]),
+        ({**LLAMA, "hidden_size": "32"}, ["hidden_size must be a positive whole number, got '32'"]),
+        ({**LLAMA, "vocab_size": 0}, ["vocab_size must be a positive whole number, got 0"]),
+        ({**LLAMA, "rms_norm_eps": "1e-5"}, ["rms_norm_eps must be a number, got '1e-5'"]),
+        ({**LLAMA, "tie_word_embeddings": "no"}, ["must be true or false, got 'no'"]),
+        ({**LLAMA, "num_key_value_heads": 3}, ["(4) must be a multiple of", "(3)"]),
+        ({**LLAMA, "architectures": "LlamaForCausalLM"}, ["no architecture is named"]),
+        ({**LLAMA, "rope_scaling": 8}, ["a value of the wrong kind"]),
     ],
 )
 def test_what_is_not_supported_is_refused_by_file_and_key(tmp_path, config, says):
@@ -68,6 +75,15 @@ def test_what_is_not_supported_is_refused_by_file_and_key(tmp_path, config, says
         read(tmp_path, config)
     for text in [str(tmp_path / "config.json"), *says]:
         assert text in str(error.value)
+
+
+def test_a_reward_model_has_one_label(tmp_path):
+    config = {**LLAMA, "architectures": ["LlamaForSequenceClassification"]}
+    for says_so in ({"id2label": {"0": "LABEL_0"}}, {"num_labels": 1}):
+        assert read(tmp_path, {**config, **says_so}).scalar_head == "score"
+    for other, count in (({}, 2), ({"id2label": None}, 2), ({"num_labels": 5}, 5)):
+        with pytest.raises(UserError, match=f"a classifier of {count} labels"):
+            read(tmp_path, {**config, **other})
 
 
 def test_a_directory_without_a_model_is_refused(tmp_path):

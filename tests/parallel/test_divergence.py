@@ -3,13 +3,10 @@
 import pytest
 import torch
 
-from megarlhf.parallel.divergence import (
-    DIVERGENCES,
-    top_k_divergence,
-    vocab_parallel_divergence,
-    vocab_parallel_log_softmax,
-)
+from megarlhf.algo.divergences import DIVERGENCES
+from megarlhf.parallel.divergence import vocab_parallel_divergence, vocab_parallel_log_softmax
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
+from megarlhf.parallel.top_k_divergence import top_k_divergence
 
 TOKENS, VOCABULARY, K = 7, 13, 4
 SETTINGS = {"weight": 0.3, "temperature": 1.7}

@@ -24,7 +24,9 @@ from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, roles_of
 from megarlhf.plan.subject import read_subject
 
 
-def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True):
+def role_of(
+    path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True, **adam
+):
     topology = Topology.of(ParallelConfig(**parallel), world)
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
@@ -37,7 +39,7 @@ def role_of(path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="no
         config=config,
         topology=topology,
         micro_batch_tokens=tokens if tokens > 1000 else 2 * tokens,
-        optimizer=OptimizerConfig(),
+        optimizer=OptimizerConfig(**adam),
         loss=NegativeLogLikelihood(),
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
     )

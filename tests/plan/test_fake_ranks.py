@@ -14,6 +14,7 @@ LAYOUTS = {
     "tensor and sequence": ({"tensor": 2, "sequence": True}, 2, {"score": False}),
     "interleaved": ({"pipeline": 2, "virtual_pipeline": 2}, 2, {}),
     "data": ({}, 2, {}),
+    "data, states on the host": ({}, 2, {"offload": "states"}),
     "pipeline and context": ({"pipeline": 2, "context": 2}, 4, {}),
 }
 FEW_BYTES = 64  # Megatron's flags: the first model in a process makes one more of them
@@ -41,6 +42,7 @@ def bytes_of(run):
         [(usage.peak, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
         run.micro_batches,
         run.parameters,
+        run.host,
     )
 
 

@@ -66,6 +66,7 @@ def test_a_server_that_fails_and_then_works(server, score, answer):
         ((503, {"error": "no model"}), "answered with status 503: no model"),
         ((404, b"not here"), "answered with status 404: 'not here'"),
         ((200, b"<html>"), "answered no JSON: '<html>'"),
+        ((200, b"[" * 100_000), f"answered no JSON: {'[' * 300!r}"),
         ((200, {"reward": [1.0]}), "returned {'reward': [1.0]} without 'rewards'"),
         ((200, {"rewards": []}), "returned 0 values for 1 responses"),
         ((200, b'{"rewards": [NaN]}'), "returned nan"),

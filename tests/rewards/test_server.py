@@ -7,6 +7,7 @@ import urllib.request
 
 import pytest
 
+from megarlhf.cli import main
 from tests.rewards.conftest import rewards_in
 
 FUNCTION = """
@@ -95,3 +96,8 @@ def test_a_port_that_is_taken(url, write):
     assert process.returncode == 2
     assert "cannot listen there" in errors
     assert "Traceback" not in errors
+
+
+def test_a_port_that_is_none(write, capsys):
+    assert main(["serve-rm", f"--function={write(FUNCTION)}", "--port=99999", "--workers=1"]) == 2
+    assert "127.0.0.1:99999: cannot listen there" in capsys.readouterr().err

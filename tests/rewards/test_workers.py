@@ -75,6 +75,19 @@ def test_processes_are_shared_out_and_stay(write):
     assert all(gone(int(pid)) for pid in set(rewards_in(first)))
 
 
+def test_a_child_that_comes_back_answers_nothing(write, score):
+    file = write(
+        "import os, sys\n"
+        "def reward_func(queries, prompts, labels):\n"
+        "    if os.fork() == 0: sys.exit()\n"
+        "    os.wait()\n"
+        "    return [float(len(q)) for q in queries]\n"
+    )
+    samples, metrics = score(["x" * n for n in range(4)], function=file, batch_size=1)
+    assert rewards_in(samples) == [3.0, 4.0, 5.0, 6.0]
+    assert metrics["reward_retries"] == 0
+
+
 def test_an_async_function_keeps_its_event_loop(write, score):
     file = write(
         "import asyncio\n"

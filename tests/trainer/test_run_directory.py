@@ -61,6 +61,17 @@ def test_a_new_directory_is_made_and_says_what_runs(claim):
     assert to_dict(loaded) == json.loads((directory.path / "run.json").read_text())["config"]
 
 
+def test_a_run_from_before_a_setting_was_there_goes_on(claim):
+    with claim() as directory:
+        noted = json.loads((directory.path / "run.json").read_text())
+    del noted["config"]["train"]["seed"]
+    (directory.path / "run.json").write_text(json.dumps(noted))
+    with claim():
+        pass
+    (directory.path / "run.json").write_text(json.dumps(noted))
+    assert "train.seed was 1, is 2" in refused(claim("train.seed=2")).what
+
+
 def test_logs_of_the_launcher_are_not_in_the_way(claim, tmp_path):
     (tmp_path / "out" / "logs").mkdir(parents=True)
     with claim():
@@ -197,6 +208,19 @@ def test_a_checkpoint_without_its_state_is_ignored(claim):
         save(directory, 1)
         (directory.path / "checkpoints" / "step-00000002").mkdir()
         assert directory.newest_checkpoint().state["step"] == 1
+
+
+def test_what_a_damaged_disk_has_left_is_named(claim):
+    with claim() as directory:
+        noted = save(directory, 3) / "trainer.json"
+        noted.write_text("")
+        with pytest.raises(UserError) as caught:
+            directory.newest_checkpoint()
+    assert caught.value.where == str(noted)
+    assert caught.value.fix.startswith(f"remove {noted.parent}, and the run goes on")
+    (directory.path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="does not parse"), claim():
+        pass
 
 
 def test_a_step_saved_again_replaces_the_first(claim):

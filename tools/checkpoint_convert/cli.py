@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
+    except OSError as error:  # a file that may not be read, a place that is not to be written to
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return USER_ERROR
     except KeyboardInterrupt:
         print("stopped; a conversion goes on from here with --resume", file=sys.stderr)
         return INTERRUPTED

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -60,11 +60,20 @@ class Conversion:
                 source's fingerprint says; the directory exists; the disk is full.
         """
         rank, world = place()
-        partial = publishing.partial_of(self.out)
-        journal = Journal(partial, rank)
-        on_first(lambda: self._begin(journal, resume=resume))
+        journal = Journal(publishing.partial_of(self.out), rank)
+        with ExitStack() as claim:
+            on_first(lambda: claim.enter_context(self._begun(journal, resume=resume)))
+            self._fill(journal, progress)
+            if world > 1:
+                dist.barrier()
+            on_first(lambda: self._finish(journal))
+
+    def _fill(self, journal: Journal, progress: Progress) -> None:
+        """Write this process's share."""
+        rank, world = place()
         expected = fingerprint.read(self.source.directory) or {}
         done = journal.read()
+        partial = publishing.partial_of(self.out)
         with (
             self.source.files.rows() as source,
             RowFiles(partial, self.target.tensors, writable=True) as target,
@@ -83,12 +92,11 @@ class Conversion:
                 for nbytes in converted:
                     progress(nbytes)
             target.sync()  # another machine that shares the disk may be the one that publishes
-        if world > 1:
-            dist.barrier()
-        on_first(lambda: self._finish(journal))
 
-    def _begin(self, journal: Journal, *, resume: bool) -> None:
-        if self.out.exists():
+    @contextmanager
+    def _begun(self, journal: Journal, *, resume: bool) -> Iterator[None]:
+        """What this writes to is there, and nobody else's."""
+        if os.path.lexists(self.out):  # a link to nowhere is in the way, too
             raise UserError(
                 "it exists already", where=str(self.out), fix="remove it, or choose another --out"
             )
@@ -97,11 +105,15 @@ class Conversion:
             "files": stamps(self.source.directory, self.source.files.tensors),
             "target": self.target.kind,
         }
-        if resume and journal.has_begun():
-            journal.check(job)
-            return
-        publishing.create(self.out, self.target.files)
-        journal.begin(job)
+        goes_on = resume and journal.has_begun()
+        if not goes_on:
+            publishing.create(self.out, self.target.files)
+        with publishing.claimed(self.out):
+            if goes_on:
+                journal.check(job)
+            else:
+                journal.begin(job)
+            yield
 
     def _move(self, name: str, source: RowFiles, target: RowFiles) -> TensorPrint:
         tensor = source.tensors[name]

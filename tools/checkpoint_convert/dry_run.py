@@ -19,4 +19,4 @@ def shapes_of(directory: Path) -> tuple[ModelSpec, dict[str, torch.dtype]]:
     spec = ModelSpec.read(directory)
     named = spec.hf_config.get("dtype", spec.hf_config.get("torch_dtype"))
     dtype = _DTYPES.get(str(named), torch.bfloat16)
-    return spec, dict.fromkeys(spec.tensors, dtype)
+    return spec, {name: spec.dtype_of(name, dtype) for name in spec.tensors}

@@ -20,7 +20,13 @@ def bar(title: str, nbytes: int, *, shown: bool) -> Iterator[Progress]:
     """
     every = 0.2 if sys.stderr.isatty() else 10.0
     with tqdm(
-        total=nbytes, desc=title, unit="B", unit_scale=True, mininterval=every, disable=not shown
+        total=nbytes,
+        desc=title,
+        unit="B",
+        unit_scale=True,
+        mininterval=every,
+        delay=0.2,  # no bar above what is refused at once
+        disable=not shown,
     ) as shows:
 
         def done(count: int) -> None:

@@ -48,6 +48,8 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # global gradient norm; 0 switches clipping off
+    # states: main parameters and moments lie on the host, where Adam is computed; see docs/tuning.md
+    offload: Literal["none", "states"] = "none"
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ class RolloutConfig:
     gpu_memory_utilization: float = 0.85
     cuda_graphs: bool = True  # GPU only: replay decoding steps; false: run them one by one (eager)
     kv_cache_gib: int = 1  # CPU backend only: size of the KV cache
+    share_prompts: bool = True  # the trainer runs a prompt once for all of its samples in a pack
     packed_weights: bool = True  # CPU backend only: faster to sample from, slower to update
     timeout_s: float = 3600.0  # the longest that an engine may take for its share of a rollout
 

@@ -27,16 +27,14 @@ def merge(base: Path, adapters: Path, directory: Path, dtype: torch.dtype | None
     Args:
         base: The model that the adapters were trained for.
         adapters: In PEFT's format.
-        directory: Where to; replaced if it exists.
+        directory: Where to; replaced if it is a model's already.
         dtype: Of the written tensors; None: the base's.
 
     Raises:
-        UserError: Something is missing, damaged or of another model; or the disk is full.
+        UserError: Something is missing, damaged or of another model; something else is there; or the
+            disk is full.
     """
-    if directory.absolute() in (base.absolute(), adapters.absolute()):
-        raise UserError(
-            "is also an input", where=str(directory), fix="write to a directory of its own"
-        )
+    _check_place(directory.resolve(), base.resolve(), adapters.resolve())
     head = peft_config.head_of(adapters)
     spec = ModelSpec.read(base) if head is None else ModelSpec.read(base, scalar_head=head)
     source = _Source.open(peft_config.read(adapters, spec), adapters)
@@ -65,6 +63,15 @@ def merge(base: Path, adapters: Path, directory: Path, dtype: torch.dtype | None
                 fingerprint.name_of(kind), shape, found.hexdigest()
             )
     finish(spec, directory, shards, dtype or kinds[next(iter(kinds))][0], prints)
+
+
+def _check_place(directory: Path, *inputs: Path) -> None:
+    """What will be replaced is nothing, or an earlier result."""
+    fix = "write to a directory of its own"
+    if any(directory in (given, *given.parents) for given in inputs):
+        raise UserError("is also an input, or holds one", where=str(directory), fix=fix)
+    if directory.exists() and not (directory / "config.json").is_file():
+        raise UserError("it exists already, and is no model", where=str(directory), fix=fix)
 
 
 @dataclass

@@ -26,6 +26,7 @@ _WEIGHTS = (  # endings of files with weights, of any format
     ".onnx",
 )
 _MEGATRON = (".metadata", "metadata.json")
+_TEMPLATES = "additional_chat_templates"  # a tokenizer's, if it has several
 
 
 def copy_companions(spec: ModelSpec, directory: Path) -> None:
@@ -35,6 +36,10 @@ def copy_companions(spec: ModelSpec, directory: Path) -> None:
             is_left = file.name in (_CONFIG, fingerprint.FILE, *_MEGATRON)
             if file.is_file() and not is_left and not file.name.endswith(_WEIGHTS):
                 shutil.copy2(file, directory / file.name)
+        if (spec.path / _TEMPLATES).is_dir():
+            shutil.copytree(
+                spec.path / _TEMPLATES, directory / _TEMPLATES, dirs_exist_ok=True
+            )  # it exists where a conversion goes on
 
 
 def write_config(spec: ModelSpec, directory: Path, dtype: torch.dtype) -> None:

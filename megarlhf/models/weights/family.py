@@ -129,7 +129,7 @@ class Family:
         """Megatron's settings for a parsed ``config.json``.
 
         Raises:
-            UserError: A needed key is absent.
+            UserError: A needed key is absent, or not of the kind that it has to be.
         """
         hf_config = self.fill(hf_config)
         values: dict[str, object] = dict(self.constants)
@@ -142,6 +142,7 @@ class Family:
             if value is None and not setting.optional:
                 raise UserError(f"the key {setting.key} is missing", where=where)
             values[name] = value
+        self._check_kinds(values, where)
         given = {key: value for key, value in hf_config.items() if value is not None}
         for name, derive in self.derived.items():
             try:
@@ -151,6 +152,31 @@ class Family:
         if values.get("kv_channels") is None:
             values["kv_channels"] = values["hidden_size"] // values["num_attention_heads"]
         return values
+
+    def _check_kinds(self, values: Mapping[str, object], where: str) -> None:
+        """Sizes are positive, and what has a default is of its kind."""
+        in_shapes = {
+            part
+            for factors in self.dims.values()
+            for factor in factors
+            for part in ((factor,) if isinstance(factor, str) else factor)
+        }
+        for name, setting in self.settings.items():
+            value, default = values[name], setting.default
+            if name in in_shapes or name == "num_layers":
+                fits, kind = type(value) is int and value > 0, "a positive whole number"
+            elif isinstance(default, bool):
+                fits, kind = isinstance(value, bool), "true or false"
+            else:
+                fits, kind = type(value) in (int, float), "a number"
+            if value is not None and not fits:
+                raise UserError(f"{setting.key} must be {kind}, got {value!r}", where=where)
+        heads, groups = values["num_attention_heads"], values["num_query_groups"]
+        if heads % groups:
+            raise UserError(
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})",
+                where=where,
+            )
 
     def resolve_dims(self, settings: Mapping[str, object]) -> dict[str, int]:
         """Every dimension name's size."""

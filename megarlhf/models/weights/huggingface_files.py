@@ -26,6 +26,9 @@ class HuggingFaceFiles:
         self.file_of = self._find()
 
     def _find(self) -> dict[str, Path]:
+        single = self.directory / safetensors_format.SINGLE
+        if single.is_file():  # as transformers has it: whatever else is there is not the model
+            return dict.fromkeys(safetensors_format.read_header(single), single)
         index = self.directory / safetensors_format.INDEX
         if index.is_file():
             try:

@@ -166,10 +166,6 @@ class _Slice:
         self._files, self._name = files, name
         self._tensor = files.tensors[name]
 
-    def get_shape(self) -> list[int]:
-        """Of the whole tensor."""
-        return list(self._tensor.shape)
-
     def __getitem__(self, slices: tuple[slice, ...]) -> torch.Tensor:
         tensor, rows = self._tensor, slices[0]
         found = torch.empty([s.stop - s.start for s in slices], dtype=tensor.dtype, device="cpu")

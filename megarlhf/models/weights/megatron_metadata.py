@@ -67,8 +67,12 @@ class _Unpickler(pickle.Unpickler):
 
 
 def is_megatron(directory: Path) -> bool:
-    """Whether a directory holds a Megatron checkpoint, or half of one."""
-    return any((directory / name).is_file() for name in (LAST_FILE, FILE, COMMON_FILE))
+    """Whether a directory holds a Megatron checkpoint, or half of one.
+
+    Other programs' directories have a `LAST_FILE`, too: it alone does not say so.
+    """
+    named = any((directory / name).is_file() for name in (FILE, COMMON_FILE))
+    return named or any(directory.glob("*.distcp"))
 
 
 def read(directory: Path) -> Metadata:
@@ -107,6 +111,11 @@ def _check(content: Any) -> None:
     """Raise where the parts are not what the reader takes them for."""
     if not isinstance(content, Metadata):
         raise TypeError(f"a {type(content).__name__} instead of metadata")
+    for key, stored in content.state_dict_metadata.items():
+        for chunk in getattr(stored, "chunks", ()):
+            box = (*chunk.offsets, *chunk.sizes)
+            if len(box) != 2 * len(stored.size) or not all(isinstance(n, int) for n in box):
+                raise ValueError(f"a part of {key} is no box of it")
     for place in content.storage_data.values():
         if Path(place.relative_path).name != place.relative_path or place.offset < 0:
             raise ValueError(f"{place.relative_path!r} is not the name of a file beside it")
@@ -121,9 +130,9 @@ def notes(directory: Path) -> dict[str, Any]:
         return {}
     try:
         common = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:  # other programs put their arguments there
+        return dict(common["content_metadata"])
+    except Exception:  # other programs put their arguments there, and it may be damaged
         return {}
-    return dict(common.get("content_metadata") or {})
 
 
 def write(directory: Path, content: Metadata, notes: Mapping[str, Any]) -> None:

@@ -1,8 +1,11 @@
 """Directories that appear under their name only when they are whole."""
 
+import contextlib
+import errno
+import fcntl
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -28,15 +31,48 @@ class NewFile(Protocol):
 
 def partial_of(directory: Path) -> Path:
     """Where a directory is written until it is whole."""
-    return directory.with_name(directory.name + ".partial")
+    return directory.parent / f"{directory.name}.partial"
 
 
 def begin(directory: Path) -> Path:
     """An empty place to write a directory; what an earlier attempt left there is removed."""
     partial = partial_of(directory)
-    shutil.rmtree(partial, ignore_errors=True)
+    if partial.exists():
+        with claimed(directory):
+            shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     return partial
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """Be the only one to write to `partial_of` a directory, which exists; for as long as this lasts.
+
+    Raises:
+        UserError: Another process does.
+    """
+    partial = partial_of(directory)
+    descriptor = os.open(partial, os.O_RDONLY)
+    try:
+        _lock(descriptor, partial)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, partial: Path) -> None:
+    """Goes with the process, however it ends; some network disks have no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            "another process is writing there",
+            where=str(partial),
+            fix="wait for it, or choose another directory",
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTSUP, errno.ENOSYS, errno.ENOLCK):
+            raise
 
 
 def create(directory: Path, files: Sequence[NewFile]) -> None:
@@ -72,7 +108,7 @@ def check_space(directory: Path, nbytes: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < nbytes:
         raise UserError(
-            f"there is no space for {nbytes / 1e9:.1f} GB: {free / 1e9:.1f} GB are free",
+            f"there is no space for {nbytes / 1e6:,.1f} MB: {free / 1e6:,.1f} MB are free",
             where=str(directory),
             fix="free space or choose another disk; what was there before is untouched",
         )

@@ -16,7 +16,7 @@ from megarlhf.errors import UserError
 from megarlhf.models.weights.operations import Shape
 from megarlhf.models.weights.row_files import Run, StoredTensor
 
-INDEX = "model.safetensors.index.json"
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {  # that models are computed in
     "F64": torch.float64,
     "F32": torch.float32,
@@ -47,7 +47,7 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if begin + end != size:
             raise ValueError(f"{size} bytes instead of {begin + end}")
         return {name: _stored(file, name, begin, entry) for name, entry in header.items()}
-    except (ValueError, struct.error, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, struct.error, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"not a whole safetensors file ({error})", where=str(file), fix=_COPY_AGAIN
         ) from None
@@ -141,9 +141,7 @@ def _shard(file: str, tensors: Mapping[str, StoredTensor]) -> Shard:
 
 
 def _file_name(number: int, count: int) -> str:
-    return (
-        "model.safetensors" if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
-    )
+    return SINGLE if count == 1 else f"model-{number + 1:05d}-of-{count:05d}.safetensors"
 
 
 def index_of(shards: list[Shard]) -> str:

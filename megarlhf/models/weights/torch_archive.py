@@ -156,10 +156,11 @@ def find_tensor(
         if archive.read(f"{root}/data.pkl") != _tensor_pickle(shape, dtype):
             return None
         record = archive.getinfo(f"{root}/data/0")
-    except (zipfile.BadZipFile, KeyError, IndexError, EOFError):
+        file.seek(start + record.header_offset + 26)
+        name_length, extra_length = struct.unpack("<HH", file.read(4))
+    except Exception:  # damaged bytes make zipfile raise anything
         return None
     if record.compress_type != zipfile.ZIP_STORED or record.file_size != nbytes:
         return None
-    file.seek(start + record.header_offset + 26)
-    name_length, extra_length = struct.unpack("<HH", file.read(4))
-    return start + record.header_offset + 30 + name_length + extra_length
+    place = record.header_offset + 30 + name_length + extra_length
+    return start + place if 0 <= place <= length - nbytes else None

@@ -33,8 +33,9 @@ def of(hf_config: dict, where: str) -> Family:
             where=where,
             fix="convert them to bfloat16 first and remove quantization_config",
         )
-    name = (hf_config.get("architectures") or [None])[0]
-    if name is None:
+    names = hf_config.get("architectures")
+    name = names[0] if isinstance(names, list) and names else None
+    if not isinstance(name, str):
         raise _unnamed(hf_config.get("model_type"), where)
     causal = name.removesuffix(SCALAR) + CAUSAL if name.endswith(SCALAR) else name
     for family in FAMILIES:
