@@ -25,6 +25,8 @@ and the worst). Each round samples from the model of the round before, which is 
   --dry-run             print the commands and stop
   -h, --help            print this and stop
 
+With --train lora.rank=16 the adapters of a round are merged into its model, the base of the next.
+
 Settings may also be in a file: --generate and --train take one FILE.yaml too. What is done is not done again:
 the same line goes on where it was stopped.
 EOT
