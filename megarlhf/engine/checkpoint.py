@@ -90,6 +90,8 @@ def load(engine: "ModelEngine", directory: Path) -> None:
             engine.optimizer.load_state_dict(state["optimizer"])
     if "random" in state:
         torch.set_rng_state(state["random"]["cpu"])
+        if state["random"].get("cuda") is not None:  # dropout of adapters draws from it
+            torch.cuda.set_rng_state(state["random"]["cuda"])
         tensor_parallel.get_cuda_rng_tracker().set_states(state["random"]["tracker"])
 
 
@@ -159,6 +161,7 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
         )
     random = {
         "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
     world = engine.topology.world

@@ -154,6 +154,8 @@ class ModelEngine(Scoring):
         sequences: Sequence[TokenSequence],
         consume: Any,
         groups: Sequence[tuple[int, ...]] | None = None,
+        *,
+        trained_only: bool = False,
     ) -> tuple[list[MicroBatch], list[Any]]:
         """Run the model, without dropout, on its share of a number of sequences of any size.
 
@@ -162,6 +164,7 @@ class ModelEngine(Scoring):
             consume: Called on the last stage with a micro-batch's output and this rank's part of
                 it. Behind the given sequences there may be copies: see `filled`.
             groups: See `Batch`.
+            trained_only: See `Passes.run`.
 
         Returns:
             This data-parallel rank's whole micro-batches, and what ``consume`` returned.
@@ -169,7 +172,8 @@ class ModelEngine(Scoring):
         batches = self.passes.micro_batches(*self.passes.filled(sequences, groups))
         for chunk in self.wrapped:
             chunk.eval()
-        return batches, self.passes.run(batches, consume, forward_only=True)
+        outputs = self.passes.run(batches, consume, forward_only=True, trained_only=trained_only)
+        return batches, outputs
 
     def train_step(
         self,
@@ -204,7 +208,7 @@ class ModelEngine(Scoring):
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             total, metrics = self._loss_of(output, batch, loss)
             sums = {**metrics, "loss": total}
-            metrics = {name: value.detach() / divisors.of(name) for name, value in sums.items()}
+            metrics = {n: value.detach() / (divisors.of(n) or 1) for n, value in sums.items()}
             return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
@@ -213,7 +217,9 @@ class ModelEngine(Scoring):
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self.passes.run(batches, compute, forward_only=False)
+        outputs = self.passes.run(
+            batches, compute, forward_only=False, trained_only=loss.reads_trained_only
+        )
         metrics = self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
         grad_norm, taken = self._step(metrics["loss"])
         self._unsettled |= taken
@@ -240,7 +246,7 @@ class ModelEngine(Scoring):
             for name, total in self._summed(batch, loss).items():
                 sums[name] += total
                 counts[name] += divisors.of(name)
-        return {name: total / counts[name] for name, total in sums.items()}
+        return {name: total / (counts[name] or 1) for name, total in sums.items()}
 
     def _summed(self, batch: Batch, loss: TokenLoss) -> dict[str, float]:
         """A loss and its metrics, summed over a global batch."""
@@ -249,14 +255,19 @@ class ModelEngine(Scoring):
             total, metrics = self._loss_of(output, part, loss)
             return {**metrics, "loss": total}
 
-        _, outputs = self.run_forward(batch.sequences, measure, batch.groups)
+        only = loss.reads_trained_only
+        _, outputs = self.run_forward(batch.sequences, measure, batch.groups, trained_only=only)
         return self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
 
     def _loss_of(
         self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         values, extra = self.passes.token_outputs(
-            output, batch, loss.temperature_at(batch), with_entropy=loss.needs_entropy
+            output,
+            batch,
+            loss.temperature_at(batch),
+            with_entropy=loss.needs_entropy,
+            trained_only=loss.reads_trained_only,
         )
         if loss.from_logits is not None:
             extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)

@@ -114,8 +114,6 @@ class ModelSpec:
         }
         if self.scalar_head != DEFAULT_SCALAR_HEAD:
             config["value_prefix_head"] = self.scalar_head
-        if config.get("pad_token_id") is None:  # Hugging Face needs one to find the last token
-            config["pad_token_id"] = _first(config.get("eos_token_id"))
         return config
 
     @property
@@ -212,8 +210,3 @@ def _read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError("config.json is not a JSON object", where=str(file))
     return content
-
-
-def _first(ids: int | list[int] | None) -> int | None:
-    """A configuration names one token or several."""
-    return ids[0] if isinstance(ids, list) else ids
