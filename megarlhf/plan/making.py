@@ -5,7 +5,7 @@ from collections.abc import Callable
 from megarlhf.config.schema import RLConfig
 from megarlhf.plan.decoding import generation
 from megarlhf.plan.engine_memory import engine_place, with_engines
-from megarlhf.plan.engines import engine_needs, stream_needs
+from megarlhf.plan.engines import StreamNeeds, engine_needs, stream_needs
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.layers import distinct_stages, have_equal_layers, run_stage
 from megarlhf.plan.memory import RoleRun, devices_of, training_places
@@ -19,12 +19,17 @@ from megarlhf.plan.timing import Machines, stream_seconds
 from megarlhf.plan.useful_work import active_parameters, useful_flops
 
 
-def make_plan(subject: Subject, run: Callable[..., RankRun] = run_stage) -> Plan:
+def make_plan(
+    subject: Subject,
+    run: Callable[..., RankRun] = run_stage,
+    stream: Callable[..., StreamNeeds] = stream_needs,
+) -> Plan:
     """Run every role's distinct ranks and put together what they need.
 
     Args:
         subject: What is planned.
-        run: How a role's stage is run: `run_stage`, or what remembers its results.
+        run: How a role's stage is run: `run_stage`, or `estimating`.
+        stream: What finds a weight update's bytes.
 
     Raises:
         UserError: The configuration cannot be planned, or its layout does not go with the model.
@@ -41,14 +46,13 @@ def make_plan(subject: Subject, run: Callable[..., RankRun] = run_stage) -> Plan
         )
         for role in roles
     ]
-    return assemble(subject, runs)
+    return _assembled(subject, runs, stream)
 
 
-def assemble(subject: Subject, runs: list[RoleRun]) -> Plan:
-    """From what ranks were measured to need to a plan."""
+def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., StreamNeeds]) -> Plan:
     config, roles = subject.config, [run.role for run in runs]
     devices = devices_of(config, runs)
-    sampling = _sampling(subject, roles[0]) if isinstance(config, RLConfig) else None
+    sampling = _sampling(subject, roles[0], find) if isinstance(config, RLConfig) else None
     stream = None if sampling is None else sampling.stream
     places = []
     for each in devices:
@@ -74,12 +78,12 @@ def _machines(subject: Subject) -> Machines:
     return Machines(subject.gpu, subject.gpus_per_node, subject.calibration)
 
 
-def _sampling(subject: Subject, actor: Role) -> Sampling:
+def _sampling(subject: Subject, actor: Role, find: Callable[..., StreamNeeds]) -> Sampling:
     config = subject.config
     assert isinstance(config, RLConfig)
     rollout, directory = config.rollout, subject.shape_of(config.model.path)
     on = _machines(subject)
-    stream = stream_needs(config, actor, exact=subject.exact)
+    stream = find(config, actor, exact=subject.exact)
     engines = engine_needs(config, directory, subject.gpu, subject.calibration)
     return Sampling(
         engines=engines,

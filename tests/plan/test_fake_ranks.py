@@ -25,7 +25,7 @@ LAYOUTS = {
     "adapters off": ({}, 1, {"lora": {"rank": 4}, "reference": True}),
     "adapters and 4 bits": ({}, 1, {"lora": {"rank": 4, "base": "nf4"}, "model": "wide"}),
 }
-FEW_BYTES = 256  # flags and orders of experts: the first model in a process makes a flag more
+FEW_BYTES = 1024  # flags and orders of experts: the first model in a process makes a flag more
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def bytes_of(run):
         assert kinds.pop(BUFFERS, 0) <= FEW_BYTES
     return (
         run.resting,
-        [(usage.peaks, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
+        [(usage.peak, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
         run.micro_batches,
         run.parameters,
         run.host,
@@ -76,10 +76,6 @@ def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
     ends = real[:1] if world == 1 else (real[0], real[-1])
     for fake, of_rank in zip(fakes[name], ends, strict=True):
         assert bytes_of(fake) == bytes_of(of_rank)
-        if world == 1:  # gloo copies, where NCCL does not
-            assert [u.moved for u in fake.passes.values()] == [
-                u.moved for u in of_rank.passes.values()
-            ]
 
 
 def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
@@ -97,4 +93,5 @@ def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
     (found,) = ranks.run(1, jobs.deep_stages, cases)
     for few, whole in found:
         assert bytes_of(few) == bytes_of(whole)
+        assert few.passes[TRAIN].peaks == whole.passes[TRAIN].peaks
         assert few.passes[TRAIN].moved == whole.passes[TRAIN].moved
