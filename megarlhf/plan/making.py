@@ -1,6 +1,7 @@
 """From a configuration to its plan: every role is run, and what was found is put together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from megarlhf.config.schema import RLConfig
 from megarlhf.plan.decoding import generation
@@ -34,19 +35,34 @@ def make_plan(
     Raises:
         UserError: The configuration cannot be planned, or its layout does not go with the model.
     """
-    config = subject.config
-    roles = roles_of(config, subject.gpus, subject.shape_of)
-    runs = [
-        RoleRun(
-            role,
-            {
-                stage: run(role, stage, exact=subject.exact, skew=subject.skew)
-                for stage in distinct_stages(role)
-            },
-        )
-        for role in roles
-    ]
+    known: dict[tuple, RankRun] = {}
+    runs = []
+    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
+        stages = {}
+        for stage in distinct_stages(role):
+            key = _alike(role, stage)
+            if key not in known:
+                known[key] = run(role, stage, exact=subject.exact, skew=subject.skew)
+            stages[stage] = known[key]
+        runs.append(RoleRun(role, stages))
     return _assembled(subject, runs, stream)
+
+
+def _alike(role: Role, stage: int) -> tuple:
+    """Equal for stages that need the same: of actor and critic in one layout all but the last.
+
+    The losses' fields, which every stage has a copy of, are taken to be the first one's.
+    """
+    is_last = stage == role.topology.pp - 1
+    config, trained = role.config, role.optimizer
+    return (
+        stage,
+        role.name if is_last or role.spec.tied else None,
+        (role.spec.path, config.dtype, config.recompute, config.experts, config.parallel),
+        (role.topology, role.micro_batch_tokens, role.lora, role.averaging, role.is_borrowed),
+        None if trained is None else trained.offload,
+        tuple((name, replace(work, fields=())) for name, work in sorted(role.work.items())),
+    )
 
 
 def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., StreamNeeds]) -> Plan:
