@@ -1,8 +1,9 @@
 """A role's stage from a flat model: what a search ranks layouts by, before it plans the best of them.
 
-Of all layouts that cut a layer alike one is run, without a pipeline, with few layers. How deep a stage
-is and how many micro-batches are in flight is extrapolated; every stage is taken to be the first one
-with the output layer besides, which is more than any of them needs.
+Of all layouts that cut a layer alike one is run: without a pipeline or replicas, with few layers. How
+deep a stage is, how many micro-batches are in flight and how many replicas share the optimizer's state
+is extrapolated; every stage is taken to be the first one with the output layer besides, which is more
+than any of them needs. The exchange of gradients is left out.
 """
 
 from collections.abc import Callable
@@ -11,11 +12,13 @@ from typing import Any
 
 from megarlhf.plan.batches import micro_batches_of
 from megarlhf.plan.engines import StreamNeeds
-from megarlhf.plan.fake_run import RankRun, run_rank
-from megarlhf.plan.layers import FEW, extended, have_equal_layers, run_stage, shallow
+from megarlhf.plan.fake_run import MAIN, OPTIMIZER, RankRun, run_rank
+from megarlhf.plan.layers import extended, have_equal_layers, run_stage, shallow
 from megarlhf.plan.meter import PASSES
 from megarlhf.plan.roles import TRAIN, Role
 from megarlhf.plan.usage import ACTIVATIONS
+
+FEWEST = 1  # layers of the smaller of two runs
 
 
 def estimating() -> Callable[..., RankRun]:
@@ -30,9 +33,9 @@ def estimating() -> Callable[..., RankRun]:
         model = (flat.spec.path, flat.config, flat.topology, role.lora, role.is_borrowed)
         key = (trained, model, role.micro_batch_tokens, role.averaging, *role.work.items(), skew)
         if key not in known:
-            fewer, more = (run_rank(shallow(flat, FEW + n), 0, skew=skew) for n in (0, 1))
+            fewer, more = (run_rank(shallow(flat, FEWEST + n), 0, skew=skew) for n in (0, 1))
             known[key] = fewer, more
-        return _of_stage(role, *known[key])
+        return _of_stage(role, flat.topology.dp, *known[key])
 
     return run
 
@@ -44,15 +47,26 @@ def no_stream(config: Any, actor: Role, *, exact: bool) -> StreamNeeds:
 
 def _flat(role: Role) -> Role:
     topology = role.topology
-    flat = replace(topology, world=topology.world // topology.pp, pp=1, vpp=1, chunk_layers=None)
+    replicas = -(-topology.ep // topology.cp)  # as few as the experts need
+    world = topology.tp * topology.cp * replicas
+    flat = replace(topology, world=world, pp=1, vpp=1, chunk_layers=None)
     parallel = replace(role.config.parallel, pipeline=1, virtual_pipeline=1, chunk_layers=None)
     return replace(role, topology=flat, config=replace(role.config, parallel=parallel))
 
 
-def _of_stage(role: Role, fewer: RankRun, more: RankRun) -> RankRun:
+def _of_stage(role: Role, replicas: int, fewer: RankRun, more: RankRun) -> RankRun:
     topology = role.topology
     layers = -(-role.spec.num_layers // topology.pp)
-    run = extended(fewer, more, layers - FEW)
+    run = extended(fewer, more, layers - FEWEST)
+    share = replicas / topology.dp
+    for kinds in (run.resting, *(p for usage in run.passes.values() for p in usage.peaks.values())):
+        for kind in {MAIN, OPTIMIZER} & kinds.keys():
+            kinds[kind] = round(kinds[kind] * share)
+    run = replace(run, host=round(run.host * share))
+    if run.update is not None:
+        saved = round(run.update.moved * (1 - share))
+        run.update.moved -= saved
+        run.passes[TRAIN].moved -= saved
     if TRAIN in role.work:
         waiting = min(topology.pp, micro_batches_of(role, role.work[TRAIN])) - 1
         low, high = (each.passes[TRAIN].peaks[PASSES] for each in (fewer, more))
