@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megarlhf.data.beginnings import beginning_of, together
+from megarlhf.data.dealing import partition
 from megarlhf.data.packing import collate, last_values, padded_length, scatter
 from megarlhf.data.records import Sequence
 
@@ -68,7 +69,9 @@ def test_groups_fit_and_can_be_dealt_wherever_sequences_can(sequences, tokens, m
         assert group.tokens <= tokens or len(group.members) == 1
         assert len({beginning_of(sequences[index]) for index in group.members}) == 1
     if len(sequences) % multiple == 0:
-        assert len(groups) % multiple == 0
+        sizes = [group.tokens for group in groups]
+        shares = partition(sizes, dp_size=multiple, max_tokens=tokens)
+        assert sum(len(pack) for rank in shares for pack in rank) == len(groups)
 
 
 def test_all_samples_of_a_prompt_are_together_where_there_is_room():
