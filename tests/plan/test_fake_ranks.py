@@ -85,7 +85,7 @@ def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
     ends = real[:1] if world == 1 else (real[0], real[-1])
     for fake, of_rank in zip(fakes[name], ends, strict=True):
         for its, real_one in zip(peaks_of(fake), peaks_of(of_rank), strict=True):
-            more = real_one.pop(ACTIVATIONS) - its.pop(ACTIVATIONS)
+            more = real_one.pop(ACTIVATIONS, 0) - its.pop(ACTIVATIONS, 0)
             assert 0 <= more <= COUNTS.get(name, 0)
             assert its == real_one
         assert needs_of(fake) == needs_of(of_rank)
