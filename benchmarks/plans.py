@@ -1,6 +1,7 @@
 """The tables of docs/scale.md: the plan of every configuration, and of published figures.
 
-python -m benchmarks.plans [configs] [published]; on a CPU, some minutes.
+python -m benchmarks.plans configs [NAME ...] | published; on a CPU, some minutes. Of the configurations
+those whose path has one of the names in it, such as ppo/.
 """
 
 import logging
@@ -11,12 +12,20 @@ from pathlib import Path
 
 from megarlhf.plan.advice import advice
 from megarlhf.plan.hardware import GIB
-from megarlhf.plan.making import Plan, make_plan
+from megarlhf.plan.making import make_plan
+from megarlhf.plan.result import Plan
 from megarlhf.plan.tool import Settings, subject_of
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 ROLES = ("actor", "critic", "reference", "reward")
 SECTIONS = ("model", "critic", "reference", "reward")
+CONFIG_COLUMNS = (
+    "configuration | verdict | fullest GPU of the trainer | engines | a step | tokens/s/GPU | "
+    "MFU of training | planned in"
+)
+SEED_COLUMNS = "model | GPUs | predicted | OpenRLHF | tuned DSChat | predicted / OpenRLHF"
+CHECK_COLUMNS = "model | GPUs | published | predicted | error | generating | verdict"
+LAYOUT = ("tensor", "pipeline", "context", "expert")
 
 # Of OpenRLHF's table: model, GPUs, tensor and pipeline size, ranks of an engine, seconds of OpenRLHF and
 # of a tuned DeepSpeed-Chat for 1,024 prompts.
@@ -26,57 +35,68 @@ SEEDS = (
     ("codellama-34b-hf", 32, 4, 2, 2, 1526, 3635),
     ("llama-2-70b-hf", 32, 8, 2, 4, 4489, 10407),
 )
-# NeMo-RL's GRPO of Qwen3-30B-A3B on 32 H100: 1,102 tokens/s/GPU, on policy, 4,096 tokens at most, 64
-# prompts of 32 samples. Mean lengths are not published: these are assumed.
-QWEN = (
-    "rollout.placement=colocated",
-    "cluster.actor_ranks=32",
-    "rollout.engines=16",
-    "rollout.tensor_parallel=2",
-    "rollout.gpu_memory_utilization=0.6",
-    "rollout.prompts_per_step=64",
-    "rollout.samples_per_prompt=32",
-    "data.max_prompt_tokens=512",
-    "rollout.max_new_tokens=3584",
-    "model.parallel.tensor=1",
-    "model.parallel.sequence=false",
-    "train.micro_batch_tokens=4096",
+# NVIDIA NeMo-RL v0.4's table of GRPO on H100 (docs/about/performance-summary.md): on policy, Megatron in
+# bf16, 2,048 samples a rollout (512 of the 235B model) and 512 an update; the longest and the mean
+# sequence, prompts included, are published. Model, GPUs, longest, mean, samples, ranks of an engine,
+# the trainer's layout, seconds a step. How long prompts are and how much is recomputed is assumed.
+NEMO = (
+    ("llama-3.1-8b-instruct", 16, 4096, 1060, 2048, 1, {"pipeline": 2}, 97.7),
+    ("qwen3-30b-a3b", 32, 4096, 3154, 2048, 4, {"tensor": 2, "expert": 8}, 225),
+    ("qwen3-32b", 32, 4096, 3206, 2048, 4, {"tensor": 4, "pipeline": 4}, 393),
+    (
+        "qwen3-235b-a22b",
+        128,
+        8192,
+        5671,
+        512,
+        16,
+        {"tensor": 2, "context": 2, "expert": 16, "pipeline": 8},
+        506,
+    ),
 )
+UPDATE, PROMPT = 512, 150  # samples an update; tokens of a prompt, which are assumed
 
 
-def main(wanted: Sequence[str]) -> None:
-    """Print what is wanted as Markdown."""
+def main(table: str = "configs", *names: str) -> None:
+    """Print a table as Markdown."""
     logging.disable(logging.WARNING)
-    if "configs" in wanted or not wanted:
-        print(
-            "| configuration | verdict | fullest GPU | a step | tokens/s/GPU | MFU | planned in |"
-        )
-        print("|---|---|---|---|---|---|---|")
-        for row in _configs():
-            print(row, flush=True)
-    if "published" in wanted or not wanted:
-        print(
-            "| model | GPUs | this model | OpenRLHF | DSChat | verdict |\n|---|---|---|---|---|---|"
-        )
-        for row in _published():
-            print(row, flush=True)
+    if table == "configs":
+        _show(CONFIG_COLUMNS, _configs(names))
+    else:
+        _show(SEED_COLUMNS, _published())
+        _show(CHECK_COLUMNS, _checks())
 
 
-def _configs() -> Iterator[str]:
-    for file in sorted(CONFIGS.rglob("*_*x*.yaml")):
-        if file.parent.name == "lora":  # which cannot be planned yet
-            continue
+def _show(columns: str, rows: Iterator[str]) -> None:
+    print(f"| {columns} |\n|{'---|' * len(columns.split(' | '))}")
+    for row in rows:
+        print(row, flush=True)
+    print()
+
+
+def _configs(names: Sequence[str]) -> Iterator[str]:
+    files = sorted(CONFIGS.rglob("*_*x*.yaml"))
+    for file in (file for file in files if any(name in str(file) for name in names or [""])):
         begin = time.process_time()
         plan = _planned(file)
         seconds = time.process_time() - begin
-        place = max(plan.places, key=lambda place: place.peak / place.memory)
+        trainer = [place for place in plan.places if place.name != "engines"]
+        place = max(trainer, key=lambda place: place.peak / place.memory)
         yield (
-            f"| {file.relative_to(CONFIGS)} | {plan.verdict} | {place.name}: {place.peak / GIB:.1f} of "
-            f"{place.memory / GIB:.1f} GiB in {place.worst} | {plan.seconds:.0f} s | "
-            f"{plan.tokens_a_second:,.0f} | {plan.mfu:.0%} | {seconds:.0f} s |"
+            f"| {file.relative_to(CONFIGS).with_suffix('')} | {plan.verdict} | "
+            f"{place.name}: {place.peak / GIB:.1f} of {place.memory / GIB:.1f} GiB, {place.worst} | "
+            f"{_engines(plan)} | {plan.seconds:.0f} s | {plan.tokens_a_second:,.0f} | {plan.mfu:.0%} | "
+            f"{seconds:.0f} s |"
         )
         for line in advice(plan):
             print(f"  {line}", file=sys.stderr)
+
+
+def _engines(plan: Plan) -> str:
+    if plan.sampling is None:
+        return ""
+    engines = plan.sampling.engines
+    return f"{engines.count} x {engines.ranks}, {engines.running} sequences each"
 
 
 def _published() -> Iterator[str]:
@@ -95,18 +115,36 @@ def _published() -> Iterator[str]:
         )
         yield (
             f"| {model} | {gpus} | {plan.seconds:.0f} s | {theirs[0]} s | {theirs[1]} s | "
-            f"{plan.verdict} |"
+            f"{plan.seconds / theirs[0]:.2f} |"
         )
-    plan = _planned(
-        CONFIGS / "grpo" / "qwen3-30b-a3b_4x8h100.yaml",
-        *QWEN,
-        prompt_tokens=200,
-        response_tokens=3000,
-    )
-    yield (
-        f"| Qwen3-30B-A3B | 32 H100 | {plan.tokens_a_second:,.0f} tokens/s/GPU | NeMo-RL: 1,102 | | "
-        f"{plan.verdict} |"
-    )
+
+
+def _checks() -> Iterator[str]:
+    for model, gpus, longest, mean, samples, ranks, layout, seconds in NEMO:
+        plan = _planned(
+            CONFIGS / "grpo" / "llama3-8b_1x8h100_hybrid.yaml",
+            f"model.path={model}",
+            "model.recompute=full",
+            *(f"model.parallel.{name}={layout.get(name, 1)}" for name in LAYOUT),
+            f"model.parallel.sequence={str(layout.get('tensor', 1) > 1).lower()}",
+            f"algorithm.updates_per_rollout={samples // UPDATE}",
+            f"cluster.nodes={gpus // 8}",
+            f"cluster.actor_ranks={gpus}",
+            f"rollout.engines={gpus // ranks}",
+            f"rollout.tensor_parallel={ranks}",
+            f"rollout.prompts_per_step={samples // 32}",
+            "rollout.samples_per_prompt=32",
+            "data.max_prompt_tokens=512",
+            f"rollout.max_new_tokens={longest - 512}",
+            f"train.micro_batch_tokens={longest}",
+            prompt_tokens=PROMPT,
+            response_tokens=mean - PROMPT,
+        )
+        error = plan.seconds / seconds - 1
+        yield (
+            f"| {model} | {gpus} | {seconds:g} s | {plan.seconds:.0f} s | {error:+.0%} | "
+            f"{plan.spans[0].seconds:.0f} s | {plan.verdict} |"
+        )
 
 
 def _planned(file: Path, *overrides: str, **lengths: int) -> Plan:
@@ -114,4 +152,4 @@ def _planned(file: Path, *overrides: str, **lengths: int) -> Plan:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(*sys.argv[1:])

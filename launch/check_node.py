@@ -18,6 +18,7 @@ from pathlib import Path
 PACKAGES = ("torch", "megatron-core", "ray", "transformers")
 LEAST_SHARED_MEMORY = 256 << 20  # Ray's objects and NCCL; Docker's 64 MiB is the usual mistake
 LEAST_TEMPORARY = 1 << 30
+HANGS_AFTER_S = 120
 FOREIGN_GPU_MEMORY_MIB = 1024  # more than a driver's own: another process computes there
 
 
@@ -83,7 +84,9 @@ def check_gpus() -> tuple[int, list[str]]:
         return 0, [f"has no nvidia-smi, but the job has {asked} GPUs on it"] if asked else []
     fields = "index,memory.used,ecc.errors.uncorrected.volatile.total"
     query = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    answer = answer_of(query)
+    if answer is None:
+        return 0, [f"a GPU hangs: nvidia-smi has not answered in {HANGS_AFTER_S} s"]
     if answer.returncode:
         return 0, [f"nvidia-smi fails: {answer.stdout.strip() or answer.stderr.strip()}"]
     rows = [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
@@ -110,13 +113,21 @@ def try_gpus(count: int) -> list[str]:
         "    x = torch.ones(256, 256, device=i)\n"
         "    assert (x @ x).sum().item() == 256**3, f'GPU {i} computes wrongly'\n"
     )
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120
-        )
-    except subprocess.TimeoutExpired:
-        return ["a GPU hangs: a small product was not done in 120 s"]
+    done = answer_of([sys.executable, "-c", code])
+    if done is None:
+        return [f"a GPU hangs: a small product was not done in {HANGS_AFTER_S} s"]
     return [f"its GPUs fail: {done.stderr.strip().splitlines()[-1]}"] if done.returncode else []
+
+
+def answer_of(command: list[str]) -> subprocess.CompletedProcess[str] | None:
+    """What a program ends with, or None if it hangs: in a driver even a kill may have to wait."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        out, err = process.communicate(timeout=HANGS_AFTER_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
 if __name__ == "__main__":

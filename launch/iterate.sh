@@ -25,6 +25,8 @@ and the worst). Each round samples from the model of the round before, which is 
   --dry-run             print the commands and stop
   -h, --help            print this and stop
 
+With --train lora.rank=16 the adapters of a round are merged into its model, the base of the next.
+
 Settings may also be in a file: --generate and --train take one FILE.yaml too. What is done is not done again:
 the same line goes on where it was stopped.
 EOT
@@ -78,6 +80,9 @@ for ((round = 1; round <= rounds; round++)); do
         "model.path=$model" "train.seed=$round" "output.dir=$at/generate"
     do_once "$at/train" "$here/torchrun.sh" "${nproc[@]}" -- "$method" "${train[@]}" \
         "model.path=$model" "data.train=json@$at/generate/$rows" "output.dir=$at/train"
+    if [[ -d $at/train/adapter && ! -e $at/train/model ]]; then # lora.rank: the next round's base
+        "$python" -m megarlhf merge-lora --base "$model" --adapter "$at/train/adapter" --output "$at/train/model"
+    fi
     model=$at/train/model
 done
 [[ -n $dry_run ]] || say "the model of round $rounds: $model"

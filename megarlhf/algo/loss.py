@@ -19,7 +19,7 @@ class Divisors(NamedTuple):
     Attributes:
         loss: Divides the loss.
         metrics: Divides its metrics,
-        by_name: except those that have a divisor of their own here.
+        by_name: except those that have a divisor of their own here; 0 where nothing is summed.
     """
 
     loss: float
@@ -36,6 +36,7 @@ class TokenMean:
 
     temperature: float
     from_logits = None  # it reads what the engine makes of the logits
+    reads_trained_only = False
 
     def temperature_at(self, batch: MicroBatch) -> float | torch.Tensor:
         """The same for all tokens."""

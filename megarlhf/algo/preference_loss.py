@@ -63,6 +63,7 @@ class PreferenceLoss(PairMean):
     sequence_sums: SequenceSums
     temperature: float = 1.0
     needs_entropy: bool = False
+    reads_trained_only = True
     metric_names: tuple[str, ...] = (
         "accuracy",
         "margin",

@@ -56,6 +56,7 @@ class PretrainingMix:
     weight: float = 0.0
 
     from_logits = None
+    reads_trained_only = False
 
     @classmethod
     def of(

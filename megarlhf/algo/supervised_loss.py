@@ -15,6 +15,7 @@ class NegativeLogLikelihood(TokenMean):
     metric_names: tuple[str, ...] = ()
     temperature: float = 1.0
     needs_entropy: bool = False
+    reads_trained_only = True
 
     def __call__(
         self, logprobs: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch

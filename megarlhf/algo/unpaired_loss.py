@@ -31,15 +31,16 @@ class UnpairedLoss(SequenceMean):
     sequence_sums: SequenceSums
     temperature: float = 1.0
     needs_entropy: bool = False
+    reads_trained_only = True
     metric_names: tuple[str, ...] = ("accuracy", "kl", "desirable_reward", "undesirable_reward")
 
     def divisors(self, sequences: Sequence[TokenSequence]) -> Divisors:
-        """Sequences; of the rewards the desirable ones and the others (at least 1 of each)."""
+        """Sequences; of the rewards the desirable ones and the others."""
         counted = [s for s in sequences if any(s.loss_mask)]
         desirable = sum(s.values["desirable"] for s in counted)
         by_name = {
-            "desirable_reward": max(desirable, 1.0),
-            "undesirable_reward": max(len(counted) - desirable, 1.0),
+            "desirable_reward": desirable,
+            "undesirable_reward": len(counted) - desirable,
         }
         return Divisors(len(counted), len(counted), by_name)
 

@@ -18,6 +18,8 @@ from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.errors import UserError
+from megarlhf.models.spec import ModelSpec
+from megarlhf.rollout.cpu_kernels import check_kernels
 from megarlhf.rollout.engine import VllmEngine
 from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 
@@ -30,6 +32,9 @@ class EngineGroup:
         settings: What each engine is built with.
         processes: Where they run.
         note: Tells the user what happened to an engine.
+
+    Raises:
+        UserError: The engines cannot sample from the model.
 
     Attributes:
         members: The engines' handles, by number.
@@ -48,6 +53,12 @@ class EngineGroup:
     ) -> None:
         self._config, self._processes, self._note = config, processes, note
         rollout = config.rollout
+        if not processes.on_gpu:
+            check_kernels(
+                ModelSpec.read(config.model.path),
+                ranks=rollout.tensor_parallel,
+                whole_experts=rollout.expert_parallel,
+            )
         environment = engine_environment(
             rollout.kv_cache_gib, on_gpu=processes.on_gpu, packed=rollout.packed_weights
         )

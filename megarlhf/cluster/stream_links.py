@@ -12,13 +12,36 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.link import StreamInfo
-from megarlhf.sync.transports import choose
+from megarlhf.sync.transports import TRANSPORTS, choose
+from megarlhf.sync.vllm_transport import check_m2n
 
 
 def engine_topology(config: RLConfig) -> EngineTopology:
     """The engines' layout."""
     rollout = config.rollout
     return EngineTopology(rollout.tensor_parallel, rollout.expert_parallel, rollout.engines)
+
+
+def check_transport(config: RLConfig, spec: ModelSpec, *, on_gpu: bool) -> None:
+    """``stream.transport`` can be taken, as far as can be said before anything is built.
+
+    Args:
+        config: The run's configuration.
+        spec: The trained model.
+        on_gpu: Whether the run's machines have GPUs.
+
+    Raises:
+        UserError: It cannot.
+    """
+    name = choose(
+        config.stream.transport,
+        device="cuda" if on_gpu else "cpu",
+        one_node=True,  # known when all is placed: `StreamLinks.open` asks again
+        colocated=config.rollout.placement == "colocated",
+    )
+    if TRANSPORTS[name].of_vllm:
+        topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
+        check_m2n(spec, topology, adapters=config.lora.is_on, verify=config.stream.verify)
 
 
 class StreamLinks:

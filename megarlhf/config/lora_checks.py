@@ -18,7 +18,9 @@ def check_lora(lora: LoraConfig, model: ModelConfig) -> None:
                 fix="set lora.rank (16, say), or leave the other settings out",
             )
         return
-    own = LoraConfig(path=lora.path, dropout=lora.dropout, base=lora.base)
+    own = LoraConfig(
+        path=lora.path, dropout=lora.dropout, base=lora.base, double_quant=lora.double_quant
+    )
     if lora.path is not None and lora != own:
         raise UserError(
             "its files say what the adapters are",
@@ -27,6 +29,12 @@ def check_lora(lora: LoraConfig, model: ModelConfig) -> None:
         )
     if not lora.target_modules:
         raise UserError("is empty", where="lora.target_modules", fix="use all-linear")
+    if lora.double_quant and lora.base == "full":
+        raise UserError(
+            "is of a base in 4 bits",
+            where="lora.double_quant",
+            fix="set lora.base=nf4, or leave it out",
+        )
     if lora.base != "full" and model.experts == "grouped":
         raise UserError(
             f"experts with lora.base={lora.base} are computed one by one",

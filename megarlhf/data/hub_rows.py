@@ -50,7 +50,15 @@ class HubRows:
                 where=self.spec,
                 fix="give a path or name that it can load, or json@PATH for JSON files",
             ) from error
-        return self._one_split(data) if isinstance(data, dict) else data
+        if isinstance(data, dict):
+            return self._one_split(data)
+        if self.split is not None and str(data.split) != self.split:
+            raise UserError(
+                f"it has no splits, so none called {self.split}",
+                where=self.spec,
+                fix="leave the split out, or save a DatasetDict with it",
+            )
+        return data
 
     def _load(self, path: Path) -> Any:
         import datasets  # slow to import, and files do without

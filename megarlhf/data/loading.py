@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from megarlhf.config.schema import RowDataConfig
 from megarlhf.data.cache import cached, fingerprint
 from megarlhf.data.limits import Limit
-from megarlhf.data.records import Example
 from megarlhf.data.sources import Selection
 from megarlhf.data.store import StoredRows, StoreInfo
 from megarlhf.data.templates import InputTemplate
@@ -41,7 +40,7 @@ def input_template(config: RowDataConfig, tokenizer: "PreTrainedTokenizerBase") 
 
 def load_examples(
     config: RowDataConfig, template: InputTemplate, builder: RowBuilder, *, held_out: bool
-) -> StoredRows[Example]:
+) -> StoredRows:
     """Read and tokenize a data set, or find it in the cache.
 
     Args:
@@ -72,7 +71,7 @@ def load_examples(
         name = _fingerprint(config, selection, template, builder)
         file, info = cached(Path(config.cache_dir), name, tokenize)
     check_outcome(info, selection, limit)
-    return StoredRows(file, info, lambda example: example)
+    return StoredRows(file, info)
 
 
 def _fingerprint(

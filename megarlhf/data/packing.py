@@ -85,6 +85,7 @@ def collate(
         },
         starts=tuple(piece.begin for piece in pieces),
         behind=tuple(piece.behind for piece in pieces),
+        trained=tuple(position for position, mask in enumerate(loss_mask) if mask),
     )
 
 

@@ -21,7 +21,7 @@ MARGIN = "margin"
 
 def load_preferences(
     config: PreferenceDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
-) -> StoredRows[Example]:
+) -> StoredRows:
     """Read the rows and make pairs of them; see `PreferenceRows`.
 
     Raises:

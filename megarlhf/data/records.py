@@ -175,6 +175,7 @@ class MicroBatch:
         values: float32 [n] each, a number of every packed sequence, in their order.
         starts: For each packed sequence, the place of its first token: 0, or behind its beginning.
         behind: For each packed sequence, the packed one that it goes on from; -1: none.
+        trained: Host integers, the positions where ``loss_mask`` is not 0, in order.
     """
 
     token_ids: torch.Tensor
@@ -190,6 +191,7 @@ class MicroBatch:
     values: dict[str, torch.Tensor] = field(default_factory=dict)
     starts: tuple[int, ...] = ()
     behind: tuple[int, ...] = ()
+    trained: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same with its tensors on a device."""

@@ -47,7 +47,8 @@ class FileRows:
     Args:
         kind: A key of `READERS`.
         path: The file or directory.
-        split: Of a directory, only the files called ``SPLIT.*`` or ``SPLIT-*``.
+        split: Of a directory, only the files called ``SPLIT.*`` or ``SPLIT-*``; None takes those of
+            the split ``train``, if there are any, or all.
     """
 
     def __init__(self, kind: str, path: Path, split: str | None) -> None:
@@ -78,8 +79,9 @@ class FileRows:
             )
         suffixes = SUFFIXES[self.kind]
         files = sorted(file for file in self.path.iterdir() if file.suffix in suffixes)
-        if self.split is not None:
-            files = [file for file in files if file.stem.partition("-")[0] == self.split]
+        of_split = [f for f in files if f.stem.partition("-")[0] == (self.split or "train")]
+        if of_split or self.split is not None:
+            files = of_split
         if not files:
             named = f" of the split {self.split!r}" if self.split is not None else ""
             raise UserError(

@@ -20,7 +20,7 @@ SIGNS = {"+": 1.0, "-": 0.0}  # as in Math-Shepherd's data
 
 def load_steps(
     config: StepDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
-) -> StoredRows[Example]:
+) -> StoredRows:
     """Read the rows and make examples of them; see `StepRows`.
 
     Raises:

@@ -2,12 +2,12 @@
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -17,9 +17,6 @@ from megarlhf.data.records import Example
 
 if TYPE_CHECKING:
     import pyarrow
-
-Record = TypeVar("Record")
-Other = TypeVar("Other")
 
 OPEN_BATCHES = 256  # record batches whose description is kept at hand
 
@@ -50,13 +47,12 @@ class StoreInfo:
         return cls(**{**values, "report": RowReport.from_dict(values["report"])})
 
 
-class StoredRows(Sequence[Record], Generic[Record]):
-    """Rows of a store, as records that are made when they are asked for.
+class StoredRows(Sequence[Example]):
+    """Rows of a store, as examples that are made when they are asked for.
 
     Args:
         file: The store's file or its bytes.
         info: What `StoreWriter` found out.
-        make: Makes the record of an example.
 
     Attributes:
         report: What became of the data set's rows.
@@ -64,14 +60,12 @@ class StoredRows(Sequence[Record], Generic[Record]):
         token_hash: Hash of all tokens; identifies the rows.
     """
 
-    def __init__(
-        self, file: "Path | pyarrow.Buffer", info: StoreInfo, make: Callable[[Example], Record]
-    ) -> None:
+    def __init__(self, file: "Path | pyarrow.Buffer", info: StoreInfo) -> None:
         import pyarrow
 
         source = pyarrow.memory_map(str(file)) if isinstance(file, Path) else file
         reader = pyarrow.ipc.open_file(source)
-        self._file, self._info, self._make = file, info, make
+        self._info = info
         self._batch = lru_cache(OPEN_BATCHES)(reader.get_batch)
         self._ends = list(accumulate(info.batch_rows))
         self.report = info.report
@@ -82,26 +76,21 @@ class StoredRows(Sequence[Record], Generic[Record]):
         return self.report.kept
 
     @overload
-    def __getitem__(self, index: int) -> Record: ...
+    def __getitem__(self, index: int) -> Example: ...
 
     @overload
-    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: slice) -> list[Example]: ...
 
-    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
         if isinstance(index, slice):
             return [self[number] for number in range(*index.indices(len(self)))]
         number = range(len(self))[index]
         place = bisect_right(self._ends, number)
         begin = self._ends[place] - self._info.batch_rows[place]
-        return self._make(read_example(self._batch(place), number - begin))
+        return read_example(self._batch(place), number - begin)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> Iterator[Example]:
         return (self[number] for number in range(len(self)))
-
-    def mapped(self, make: Callable[[Record], Other]) -> "StoredRows[Other]":
-        """The same rows as other records."""
-        first = self._make
-        return StoredRows(self._file, self._info, lambda example: make(first(example)))
 
 
 class StoreWriter:

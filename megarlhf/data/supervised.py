@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def load_supervised(
     config: SupervisedDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
-) -> StoredRows[Example]:
+) -> StoredRows:
     """Read the rows and make examples of them.
 
     Returns:

@@ -19,7 +19,7 @@ DESIRABLE = "desirable"
 
 def load_unpaired(
     config: UnpairedDataConfig, tokenizer: "PreTrainedTokenizerBase", *, held_out: bool = False
-) -> StoredRows[Example]:
+) -> StoredRows:
     """Read the rows and make examples of them; see `UnpairedRows`.
 
     Raises:

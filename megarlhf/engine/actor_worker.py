@@ -17,6 +17,8 @@ from megarlhf.sync.link import StreamInfo, serve_store
 from megarlhf.sync.plan import Worker
 from megarlhf.sync.prints import Prints
 from megarlhf.sync.sender import Sender, Sent
+from megarlhf.sync.transports import TRANSPORTS
+from megarlhf.sync.vllm_transport import M2NSender
 
 
 class ActorWorker(ModelWorker):
@@ -24,7 +26,7 @@ class ActorWorker(ModelWorker):
 
     def __init__(self, config: RLConfig, rank: int, world: int, threads: int) -> None:
         super().__init__(config, rank, world, threads)
-        self._sender: Sender | AdapterSender | None = None
+        self._sender: Sender | AdapterSender | M2NSender | None = None
         self._store: Any = None
 
     @staticmethod
@@ -100,7 +102,7 @@ class ActorWorker(ModelWorker):
     def open_stream(self, infos: list[StreamInfo]) -> None:
         """Meet engines; one that was met before is another one now."""
         if self._sender is None:
-            self._sender = sender_of(self.engine)
+            self._sender = sender_of(self.engine, infos[0].transport)
         for info in infos:
             self._sender.connect(info, self.engine.device, self._store)
 
@@ -137,8 +139,10 @@ class ActorWorker(ModelWorker):
             self.average.reload()
 
 
-def sender_of(engine: ModelEngine) -> Sender | AdapterSender:
+def sender_of(engine: ModelEngine, transport: str) -> Sender | AdapterSender | M2NSender:
     """What sends a model's weights or, where only these are trained, its adapters."""
+    if TRANSPORTS[transport].of_vllm:
+        return M2NSender(engine.spec, engine.chunks, engine.rank)
     if engine.adapters is None:
         return Sender(engine.spec, engine.chunks, engine.rank)
     return AdapterSender(engine.adapters.spec, engine.chunks, engine.rank)

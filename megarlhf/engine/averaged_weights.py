@@ -37,6 +37,11 @@ class AveragedWeights:
         }
         self._offloaded: Offloaded | None = None
 
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        """The averages."""
+        return list(self._averages.values())
+
     @torch.no_grad()
     def update(self) -> None:
         """Move towards the weights, which an optimizer step has changed."""

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megarlhf.engine.optimizer import begin_state
 from megarlhf.errors import UserError, cannot_write, disk_error
 
 if TYPE_CHECKING:
     from megarlhf.engine.model_engine import ModelEngine
+
+_FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
 
 # The only optimizer sharding of 0.16.1 that loads under another layout.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -46,7 +49,7 @@ def _write(engine: "ModelEngine", state: dict[str, Any], directory: Path) -> Non
             sharded_strategy=InProcessSave("torch_dist", 1, thread_count=1),
             content_metadata={**_METADATA, "world": engine.topology.world},
         )
-    except Exception as error:
+    except _FAILURES as error:
         if (reason := disk_error(error) or _refusal_of_disk(directory)) is None:
             raise
         raise cannot_write(reason, str(directory)) from error
@@ -87,6 +90,8 @@ def load(engine: "ModelEngine", directory: Path) -> None:
             engine.optimizer.load_state_dict(state["optimizer"])
     if "random" in state:
         torch.set_rng_state(state["random"]["cpu"])
+        if state["random"].get("cuda") is not None:  # dropout of adapters draws from it
+            torch.cuda.set_rng_state(state["random"]["cuda"])
         tensor_parallel.get_cuda_rng_tracker().set_states(state["random"]["tracker"])
 
 
@@ -114,7 +119,7 @@ def _damage_is_an_error(directory: Path) -> Iterator[None]:
     """Whatever torch and Megatron raise where a file is damaged or missing, as a `UserError`."""
     try:
         yield
-    except Exception as error:
+    except _FAILURES as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise UserError(
             f"the checkpoint cannot be read: {lines[-1]}",
@@ -156,6 +161,7 @@ def _state_dict(engine: "ModelEngine", *, loading: bool) -> dict[str, Any]:
         )
     random = {
         "cpu": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
         "tracker": tensor_parallel.get_cuda_rng_tracker().get_states(),
     }
     world = engine.topology.world

@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from megarlhf.parallel import device
 from megarlhf.parallel.groups import make_groups
@@ -72,21 +71,22 @@ def fake_tensors(received: Received) -> Iterator[FakeTensorMode]:
     - No weights are read, and the host's memory holds everything.
     - Tokens are routed to a mixture's experts evenly, times ``received.skew`` for this rank's.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
     with contextlib.ExitStack() as stack:
         for target, name, replacement in _replacements(received):
             stack.enter_context(patch.object(target, name, replacement))
-        stack.enter_context(fake)
-        stack.enter_context(_Answers(received))
-        yield fake
+        yield stack.enter_context(_AnsweringFakes(received))
 
 
-class _Answers(TorchDispatchMode):
-    """Answers what fake tensors refuse because it depends on their contents."""
+class _AnsweringFakes(FakeTensorMode):
+    """Answers also what fake tensors refuse because it depends on their contents."""
 
     def __init__(self, received: Received) -> None:
-        super().__init__()
+        super().__init__(allow_non_fake_inputs=True)
         self._per_token, self._tokens = received.experts_per_token, received.tokens
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs with each operator
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
@@ -99,7 +99,7 @@ class _Answers(TorchDispatchMode):
             return args[0].new_empty(args[1].shape[-1] * self._per_token)
         if func is _aten.repeat_interleave.Tensor:  # which sequence each token is of
             return args[0].new_empty(self._tokens)
-        return func(*args, **(kwargs or {}))
+        return self.dispatch(func, types, args, kwargs or {})
 
 
 def _answer(number: FakeTensor) -> float | int | bool:
@@ -119,14 +119,16 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.distributed import param_and_grad_buffer
     from megatron.core.optimizer import ChainedOptimizer
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
-    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+    from megatron.core.transformer.moe import token_dispatcher
 
     from megarlhf.engine import host_share, model_engine
     from megarlhf.models import mixture
+    from megarlhf.models.lora import attach
 
     return [
         (model_engine, "load_huggingface", lambda *_: None),
         (host_share, "free_memory", lambda: 2**62),
+        (attach, "set_values", lambda *_, **__: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
         (FakeTensor, "tolist", _zeros),  # torch's asks number by number
         (dist, "all_gather_object", _all_the_same),
@@ -137,7 +139,12 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
             "_communicate_shapes",
             _shapes(P2PCommunicator._communicate_shapes, received),
         ),
-        (MoEAlltoAllTokenDispatcher, "_maybe_dtoh_and_synchronize", _even_routing(received.skew)),
+        (
+            token_dispatcher.MoEAlltoAllTokenDispatcher,
+            "_maybe_dtoh_and_synchronize",
+            _even_routing(received.skew),
+        ),
+        (token_dispatcher, "sort_chunks_by_idxs", _halves(token_dispatcher.sort_chunks_by_idxs)),
         # gloo's makeshifts for uneven parts are not what runs on a GPU.
         (mixture, "_uneven_gather", lambda even: even),
         (mixture, "_uneven_reduce_scatter", lambda even: even),
@@ -165,6 +172,17 @@ def _shapes(exchange: Callable[..., Any], received: Received) -> Callable[..., A
         return list(received.shape), list(received.shape)
 
     return communicate
+
+
+def _halves(sort: Callable[..., Any]) -> Callable[..., Any]:
+    """Of as many chunks as there are pairs of a rank and an expert two are made: they are as long."""
+
+    def swap(tokens: torch.Tensor, *_: Any, **options: Any) -> Any:
+        with unset_fake_temporarily():
+            sizes, order = _cut(len(tokens), 2), torch.tensor([1, 0])
+        return sort(tokens, sizes, order, **options)
+
+    return swap
 
 
 def _even_routing(skew: float) -> Callable[..., Any]:

@@ -19,12 +19,15 @@ class TokenLoss(Protocol):
     Attributes:
         metric_names: Keys of the metrics it returns, known before the first call.
         needs_entropy: Whether ``entropy`` is wanted.
+        reads_trained_only: Whether outputs of tokens that are not trained on change nothing, whatever
+            finite numbers they are: a language model then does not compute them.
         from_logits: Finds what is wanted in its place, from this rank's columns of the logits
             [T, Vp], the micro-batch and the tensor-parallel group; None for most losses.
     """
 
     metric_names: tuple[str, ...]
     needs_entropy: bool
+    reads_trained_only: bool
     from_logits: Callable[[torch.Tensor, MicroBatch, "ProcessGroup"], torch.Tensor] | None
 
     def temperature_at(self, batch: MicroBatch) -> float | torch.Tensor:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from megarlhf.config.schema import ModelConfig, OptimizerConfig
-from megarlhf.data import packing
 from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine import data_parallel
@@ -16,11 +15,12 @@ from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.offload import Offloaded
 from megarlhf.engine.optimizer import make_optimizer, state_tensors
 from megarlhf.engine.passes import Passes
+from megarlhf.engine.scoring import Scoring
 from megarlhf.models.build import build_chunks, transformer_config
 from megarlhf.models.lora.attach import Adapters, attach
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import load_huggingface
-from megarlhf.parallel import context, device
+from megarlhf.parallel import device
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Part = Literal["weights", "gradients", "optimizer"]
 
 
-class ModelEngine:
+class ModelEngine(Scoring):
     """A model laid out over ranks; every method is collective over them.
 
     Args:
@@ -149,80 +149,13 @@ class ModelEngine:
 
     # -- passes -----------------------------------------------------------------------------------
 
-    def logprobs(
-        self,
-        sequences: Sequence[TokenSequence],
-        *,
-        temperature: float = 1.0,
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> dict[int, list[float]]:
-        """Log-probability of every token of every sequence, given those before it.
-
-        Args:
-            sequences: The whole global batch, the same on every rank.
-            temperature: The logits are divided by it.
-            groups: See `Batch`; with those of the training step the packs are the same, and so is
-                the rounding.
-
-        Returns:
-            For the sequences of this data-parallel rank, by index, a float a token (entry 0 is 0). Empty
-            on ranks that are not the first tensor rank of the last pipeline stage.
-        """
-        longer, groups = self.passes.filled(sequences, groups)
-        lengths = [len(sequence.token_ids) for sequence in longer]
-        return {
-            index: of_tokens
-            for batch, values in self._forward(longer, temperature, groups)
-            for index, of_tokens in packing.scatter(values, batch, lengths)
-            if index < len(sequences)
-        }
-
-    def values(self, sequences: Sequence[TokenSequence]) -> dict[int, list[float]]:
-        """A critic's value of the state in which each token was chosen: of all tokens before it.
-
-        See `logprobs`, whose order and alignment it shares; the model has a scalar head.
-        """
-        return self.logprobs(sequences)
-
-    def scores(self, sequences: Sequence[TokenSequence]) -> dict[int, float]:
-        """A reward model's score of every sequence: its value at the last token.
-
-        See `logprobs` for arguments and for which ranks know which; the model has a scalar head.
-        """
-        longer, _ = self.passes.filled(sequences)
-        lengths = [len(sequence.token_ids) for sequence in longer]
-        return {
-            index: value
-            for batch, values in self._forward(longer)
-            for index, value in packing.last_values(values, batch, lengths)
-            if index < len(sequences)
-        }
-
-    @torch.no_grad()
-    def _forward(
-        self,
-        sequences: Sequence[TokenSequence],
-        temperature: float = 1.0,
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[tuple[MicroBatch, torch.Tensor]]:
-        """Whole micro-batches and, on the CPU, an output a token [T]; empty on ranks without any."""
-
-        def collect(output: torch.Tensor, batch: MicroBatch, **_: Any) -> torch.Tensor:
-            return self.passes.token_outputs(output, batch, temperature)[0]
-
-        batches, outputs = self.run_forward(sequences, collect, groups)
-        if not (self.passes.is_last_stage and self.place.tp == 0):
-            return []
-        return [
-            (batch, context.gather_tokens(values, batch.lengths, self.groups.cp).cpu())
-            for batch, values in zip(batches, outputs, strict=True)
-        ]
-
     def run_forward(
         self,
         sequences: Sequence[TokenSequence],
         consume: Any,
         groups: Sequence[tuple[int, ...]] | None = None,
+        *,
+        trained_only: bool = False,
     ) -> tuple[list[MicroBatch], list[Any]]:
         """Run the model, without dropout, on its share of a number of sequences of any size.
 
@@ -231,6 +164,7 @@ class ModelEngine:
             consume: Called on the last stage with a micro-batch's output and this rank's part of
                 it. Behind the given sequences there may be copies: see `filled`.
             groups: See `Batch`.
+            trained_only: See `Passes.run`.
 
         Returns:
             This data-parallel rank's whole micro-batches, and what ``consume`` returned.
@@ -238,7 +172,8 @@ class ModelEngine:
         batches = self.passes.micro_batches(*self.passes.filled(sequences, groups))
         for chunk in self.wrapped:
             chunk.eval()
-        return batches, self.passes.run(batches, consume, forward_only=True)
+        outputs = self.passes.run(batches, consume, forward_only=True, trained_only=trained_only)
+        return batches, outputs
 
     def train_step(
         self,
@@ -273,7 +208,7 @@ class ModelEngine:
         ) -> tuple[torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
             total, metrics = self._loss_of(output, batch, loss)
             sums = {**metrics, "loss": total}
-            metrics = {name: value.detach() / divisors.of(name) for name, value in sums.items()}
+            metrics = {n: value.detach() / (divisors.of(n) or 1) for n, value in sums.items()}
             return total * (everything / divisors.loss), torch.ones((), dtype=torch.int), metrics
 
         for chunk in self.wrapped:
@@ -282,7 +217,9 @@ class ModelEngine:
         self.optimizer.zero_grad()
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        outputs = self.passes.run(batches, compute, forward_only=False)
+        outputs = self.passes.run(
+            batches, compute, forward_only=False, trained_only=loss.reads_trained_only
+        )
         metrics = self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
         grad_norm, taken = self._step(metrics["loss"])
         self._unsettled |= taken
@@ -309,7 +246,7 @@ class ModelEngine:
             for name, total in self._summed(batch, loss).items():
                 sums[name] += total
                 counts[name] += divisors.of(name)
-        return {name: total / counts[name] for name, total in sums.items()}
+        return {name: total / (counts[name] or 1) for name, total in sums.items()}
 
     def _summed(self, batch: Batch, loss: TokenLoss) -> dict[str, float]:
         """A loss and its metrics, summed over a global batch."""
@@ -318,14 +255,19 @@ class ModelEngine:
             total, metrics = self._loss_of(output, part, loss)
             return {**metrics, "loss": total}
 
-        _, outputs = self.run_forward(batch.sequences, measure, batch.groups)
+        only = loss.reads_trained_only
+        _, outputs = self.run_forward(batch.sequences, measure, batch.groups, trained_only=only)
         return self.passes.sum_metrics(("loss", *loss.metric_names), outputs)
 
     def _loss_of(
         self, output: torch.Tensor, batch: MicroBatch, loss: TokenLoss
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         values, extra = self.passes.token_outputs(
-            output, batch, loss.temperature_at(batch), with_entropy=loss.needs_entropy
+            output,
+            batch,
+            loss.temperature_at(batch),
+            with_entropy=loss.needs_entropy,
+            trained_only=loss.reads_trained_only,
         )
         if loss.from_logits is not None:
             extra = loss.from_logits(output.view(-1, output.shape[-1]), batch, self.groups.tp)

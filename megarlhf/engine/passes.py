@@ -20,6 +20,8 @@ from megarlhf.parallel.topology import Topology
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
+    from megarlhf.models.selected_tokens import SelectedTokens
+
 
 class Passes:
     """How one model is run; every method that runs it is collective over its ranks.
@@ -51,6 +53,9 @@ class Passes:
         self.place, self.device = topology.coordinates(rank), device
         self.micro_batch_tokens, self.share = micro_batch_tokens, share
         self._model = model
+        self._selected: SelectedTokens | None = None
+        if self.is_last_stage and spec.scalar_head is None:
+            self._selected = selected_tokens(model[-1], groups)
 
     @property
     def pad_to_multiple(self) -> int:
@@ -122,8 +127,18 @@ class Passes:
             for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 
-    def run(self, batches: list[MicroBatch], consume: Any, *, forward_only: bool) -> list[Any]:
-        """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage."""
+    def run(
+        self,
+        batches: list[MicroBatch],
+        consume: Any,
+        *,
+        forward_only: bool,
+        trained_only: bool = False,
+    ) -> list[Any]:
+        """Megatron's schedule over the micro-batches; what ``consume`` returned on the last stage.
+
+        With ``trained_only`` a language model's output is of the tokens that are trained on.
+        """
         from megatron.core.pipeline_parallel import get_forward_backward_func
 
         batches = [context.local_part(batch, self.groups.cp).to(self.device) for batch in batches]
@@ -136,6 +151,8 @@ class Passes:
                 max(batch.lengths),
                 continued_runs(batch.lengths, batch.starts, batch.behind, self.device),
             )
+            if self._selected is not None:
+                self._selected.rows = self._trained(batch) if trained_only else None
             output = model(
                 input_ids=batch.token_ids[None],
                 position_ids=batch.position_ids[None],
@@ -181,19 +198,34 @@ class Passes:
         temperature: float | torch.Tensor,
         *,
         with_entropy: bool = False,
+        trained_only: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """[T] in fp32 or wider: the targets' log-probabilities, or a scalar head's values."""
+        """[T] in fp32 or wider: the targets' log-probabilities, or a scalar head's values.
+
+        With ``trained_only`` the former are 0 at all other tokens: see `run`.
+        """
         if self.spec.scalar_head is not None:
             values = output.flatten()
             return values.to(torch.promote_types(values.dtype, torch.float32)), None
-        return vocab_parallel_logprobs(
+        rows = self._trained(batch) if trained_only else slice(None)
+        found = vocab_parallel_logprobs(
             output.view(-1, output.shape[-1]),
-            batch.targets,
+            batch.targets[rows],
             vocab_size=self.spec.vocab_size,
             group=self.groups.tp,
-            temperature=temperature,
+            temperature=temperature[rows] if torch.is_tensor(temperature) else temperature,
             with_entropy=with_entropy,
         )
+        if not trained_only:
+            return found
+        logprobs, entropy = (
+            None if part is None else part.new_zeros(len(batch.targets)).index_put((rows,), part)
+            for part in found
+        )
+        return logprobs, entropy
+
+    def _trained(self, batch: MicroBatch) -> torch.Tensor:
+        return torch.tensor(batch.trained, dtype=torch.int64, device=self.device)
 
     def sum_metrics(
         self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
@@ -206,3 +238,12 @@ class Passes:
         total = total.to(self.device)
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
+
+
+def selected_tokens(model: Any, groups: "ProcessGroupCollection") -> "SelectedTokens":
+    """Of the output layer of a model chunk, wrapped or not."""
+    from megarlhf.models.selected_tokens import SelectedTokens
+
+    while hasattr(model, "module"):
+        model = model.module
+    return SelectedTokens(model.output_layer, groups.tp)

@@ -58,6 +58,12 @@ class ModelSpec:
                 where=str(file),
                 fix="compare it with the one that the model was published with",
             ) from error
+        heads, groups = settings["num_attention_heads"], settings["num_query_groups"]
+        if heads % groups:
+            raise UserError(
+                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})",
+                where=str(file),
+            )
         if scalar_head is None and hf_config["architectures"][0].endswith(families.SCALAR):
             scalar_head = hf_config.get("value_prefix_head", DEFAULT_SCALAR_HEAD)
             labels = len(hf_config.get("id2label") or ()) or hf_config.get("num_labels", 2)
@@ -108,8 +114,6 @@ class ModelSpec:
         }
         if self.scalar_head != DEFAULT_SCALAR_HEAD:
             config["value_prefix_head"] = self.scalar_head
-        if config.get("pad_token_id") is None:  # Hugging Face needs one to find the last token
-            config["pad_token_id"] = _first(config.get("eos_token_id"))
         return config
 
     @property
@@ -206,8 +210,3 @@ def _read_json(file: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError("config.json is not a JSON object", where=str(file))
     return content
-
-
-def _first(ids: int | list[int] | None) -> int | None:
-    """A configuration names one token or several."""
-    return ids[0] if isinstance(ids, list) else ids

@@ -5,7 +5,8 @@ Each sequence, padded to a multiple of 2 cp, is cut into 2 cp chunks; rank i hol
 after sequence, its early chunk and then its late one.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,15 +28,31 @@ def zigzag_indices(lengths: Sequence[int], rank: int, size: int) -> torch.Tensor
     Raises:
         ValueError: A length is no multiple of ``2 * size``.
     """
-    parts, begin = [], 0
+    return torch.cat([torch.arange(*chunk) for chunk in _chunks(lengths, rank, size)])
+
+
+def _chunks(lengths: Sequence[int], rank: int, size: int) -> Iterator[tuple[int, int]]:
+    """A rank's chunks in its order, each by its first token and the one behind its last."""
+    begin = 0
     for length in lengths:
         chunk, rest = divmod(length, 2 * size)
         if rest:
             raise ValueError(f"a sequence of {length} tokens cannot be cut into {2 * size} chunks")
         for number in (rank, 2 * size - 1 - rank):
-            parts.append(torch.arange(begin + number * chunk, begin + (number + 1) * chunk))
+            yield begin + number * chunk, begin + (number + 1) * chunk
         begin += length
-    return torch.cat(parts)
+
+
+def zigzag_positions(
+    positions: Sequence[int], lengths: Sequence[int], rank: int, size: int
+) -> tuple[int, ...]:
+    """Where a rank has, in its order, those of the packed positions (ascending) that it holds."""
+    found, offset = [], 0
+    for start, stop in _chunks(lengths, rank, size):
+        held = positions[bisect_left(positions, start) : bisect_left(positions, stop)]
+        found += [position - start + offset for position in held]
+        offset += stop - start
+    return tuple(found)
 
 
 def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
@@ -58,6 +75,7 @@ def local_part(batch: MicroBatch, group: dist.ProcessGroup) -> MicroBatch:
         values=batch.values,
         starts=batch.starts,
         behind=batch.behind,
+        trained=zigzag_positions(batch.trained, batch.lengths, group.rank(), size),
     )
 
 

@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from megarlhf.config.schema import RLConfig
+from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.errors import UserError
+from megarlhf.plan.engines import engine_needs
 from megarlhf.plan.hardware import GIB
 from megarlhf.plan.layers import run_stage
-from megarlhf.plan.making import Plan, engine_needs
-from megarlhf.plan.memory import Devices, Place, RoleRun, training_places
-from megarlhf.plan.roles import roles_of
+from megarlhf.plan.memory import Devices, RoleRun, training_places
+from megarlhf.plan.places import Place
+from megarlhf.plan.result import Plan
+from megarlhf.plan.run_roles import roles_of
 from megarlhf.plan.subject import Subject
 
 SECTIONS = {"actor": "model", "model": "model", "critic": "critic"}
@@ -71,11 +73,7 @@ def _changes(subject: Subject, owner: str) -> Iterator[Change]:
     """From small to large: fewer tokens at a time, recomputing, other layouts, states on the host."""
     section = SECTIONS.get(owner)
     config = subject.config
-    longest = (
-        config.data.max_prompt_tokens + config.rollout.max_new_tokens
-        if isinstance(config, RLConfig)
-        else config.data.max_tokens * config.data.sequences_per_row
-    )
+    longest = longest_sequence(config)
     if config.train.micro_batch_tokens > longest:
         yield {"train.micro_batch_tokens": longest}
     if section is None:
@@ -98,6 +96,13 @@ def _changes(subject: Subject, owner: str) -> Iterator[Change]:
                     f"{section}.parallel.pipeline": pipeline,
                 }
     yield base | {STATES[section]: "states"}
+
+
+def longest_sequence(config: RLConfig | OfflineConfig) -> int:
+    """Tokens that a micro-batch holds at least: of the longest sequence, or of a row of them."""
+    if isinstance(config, RLConfig):
+        return config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    return config.data.max_tokens * config.data.sequences_per_row
 
 
 def changed(subject: Subject, change: Change) -> Subject:

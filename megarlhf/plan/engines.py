@@ -7,11 +7,14 @@ from pathlib import Path
 
 from megarlhf.config.schema import RLConfig
 from megarlhf.models.build import DTYPES
+from megarlhf.models.lora.adapter import AdapterSpec
+from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
-from megarlhf.plan.layers import FEW, have_equal_layers
+from megarlhf.plan.layers import have_equal_layers
 from megarlhf.plan.roles import Role
+from megarlhf.sync.adapter_layout import adapted_parts, adapter_parameters
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
 from megarlhf.sync.plan import numel, plan_stream
 from megarlhf.trainer.engine_settings import engine_settings
@@ -48,11 +51,13 @@ class StreamNeeds:
         bucket: Bytes of the two buckets that exist at a time.
         most_sent: Bytes that a rank of the trainer sends at most.
         most_received: Bytes that a rank of an engine is sent at most.
+        from_host: Bytes that a rank of an engine brings from its host's memory: the base of adapters.
     """
 
     bucket: int
     most_sent: int
     most_received: int
+    from_host: int = 0
 
 
 def engine_needs(
@@ -70,10 +75,11 @@ def engine_needs(
         UserError: See `engine_parameters`.
     """
     spec, settings = ModelSpec.read(directory), engine_settings(config)
-    itemsize = DTYPES[settings.dtype].itemsize
-    elements = sum(
-        math.prod(parameter.shape) for parameter in engine_parameters(spec, _topology(config), 0)
-    )
+    itemsize, topology = DTYPES[settings.dtype].itemsize, _topology(config)
+    kept = engine_parameters(spec, topology, 0)
+    if config.lora.is_on:
+        kept += adapter_parameters(_adapters(config, spec), topology, 0)
+    elements = sum(math.prod(parameter.shape) for parameter in kept)
     overhead = calibration.engine_gib + calibration.context_gib
     overhead += calibration.communication_gib if settings.tensor_parallel > 1 else 0
     room = gpu.nbytes * settings.gpu_memory_utilization - overhead * GIB
@@ -98,31 +104,49 @@ def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
     """
     itemsize = DTYPES[engine_settings(config).dtype].itemsize
     elements = config.stream.bucket_mib * 2**20 // itemsize
-    topology, engine, spec = actor.topology, _topology(config), actor.spec
+    topology, spec = actor.topology, actor.spec
     chunks = topology.pp * topology.vpp
-    if exact or not have_equal_layers(actor) or spec.num_layers <= (FEW + 1) * chunks:
-        sent, received = _most(spec, topology, engine, elements)
+    if exact or not have_equal_layers(actor) or spec.num_layers <= 3 * chunks:
+        most = _most(config, spec, topology, elements)
     else:
         low, high = (
-            _most(_of_layers(spec, layers * chunks), _even(topology), engine, elements)
-            for layers in (FEW - 1, FEW)
+            _most(config, _of_layers(spec, layers * chunks), _even(topology), elements)
+            for layers in (1, 2)
         )
-        times = spec.num_layers / chunks - (FEW - 1)
-        sent, received = (round(a + (b - a) * times) for a, b in zip(low, high, strict=True))
-    return StreamNeeds(2 * config.stream.bucket_mib * 2**20, sent * itemsize, received * itemsize)
+        times = spec.num_layers / chunks - 1
+        most = [round(a + (b - a) * times) for a, b in zip(low, high, strict=True)]
+    return StreamNeeds(
+        2 * config.stream.bucket_mib * 2**20, *(elements * itemsize for elements in most)
+    )
 
 
 def _most(
-    spec: ModelSpec, topology: Topology, engine: EngineTopology, elements: int
-) -> tuple[int, int]:
+    config: RLConfig, spec: ModelSpec, topology: Topology, elements: int
+) -> tuple[int, int, int]:
+    """Elements that a rank sends, that one is sent, and that one brings from its host, at most."""
+    engine, merged = _topology(config), 0
+    if not config.lora.is_on:
+        buckets = plan_stream(spec, topology, engine, elements)
+    else:  # which every engine merges into the base that it keeps on its host
+        adapters = _adapters(config, spec)
+        buckets = plan_stream(adapters, topology, engine, elements, adapter_parameters)
+        changed = {part.parameter for part in adapted_parts(adapters, engine, 0)}
+        kept = engine_parameters(spec, engine, 0)
+        merged = sum(math.prod(each.shape) for each in kept if each.name in changed)
     sent, received = Counter[int](), Counter[tuple[int, int]]()
-    for bucket in plan_stream(spec, topology, engine, elements):
+    for bucket in buckets:
         for worker, messages in bucket.messages.items():
             for sender, moves in messages.items():
                 size = numel(moves)
                 sent[sender] += size
                 received[worker] += size
-    return max(sent.values()), max(received.values())
+    return max(sent.values()), max(received.values()), merged
+
+
+def _adapters(config: RLConfig, spec: ModelSpec) -> AdapterSpec:
+    found = adapters_of(config.lora, spec, Topology(1), seed=0)
+    assert found is not None
+    return found.spec
 
 
 def _topology(config: RLConfig) -> EngineTopology:

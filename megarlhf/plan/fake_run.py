@@ -1,25 +1,30 @@
 """A role's own build and its steps on one fake rank, measured."""
 
 import gc
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from megarlhf.data.packing import padded_length
-from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.averaged_weights import AveragedWeights
+from megarlhf.engine.before_training import BeforeTraining
 from megarlhf.engine.fake_ranks import Received, fake_tensors, fake_world
 from megarlhf.engine.finite_step import step_if_finite
 from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.optimizer import begin_state, host_tensors, state_tensors
 from megarlhf.models.build import DTYPES
-from megarlhf.plan.meter import Meter, Usage
-from megarlhf.plan.roles import TRAIN, Role, Work
+from megarlhf.models.lora.wanted import adapters_of
+from megarlhf.plan.batches import batch_of, tokens_in_micro_batch
+from megarlhf.plan.meter import STEP, Meter
+from megarlhf.plan.roles import TRAIN, Role
+from megarlhf.plan.usage import Usage
 
 WEIGHTS, GRADIENTS = "weights", "gradients"
 MAIN, OPTIMIZER, BUFFERS = "main parameters", "optimizer", "buffers"
+AVERAGE = "average weights"
 
 
 @dataclass
@@ -73,9 +78,7 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         filled_for: The stage that gets as many micro-batches as it needs; None: this rank's. Real
             ranks need the same number.
     """
-    columns = -(-role.spec.vocab_size // role.topology.tp)
-    valid = min(columns, role.spec.vocab_size - columns * (role.topology.tp - 1))
-    meter = Meter({columns, valid} if role.spec.scalar_head is None else ())
+    meter = Meter(_logit_columns(role))
     with meter.measured():
         engine = ModelEngine(
             role.spec,
@@ -85,10 +88,13 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
             rank,
             micro_batch_tokens=role.micro_batch_tokens,
             optimizer=role.optimizer,
+            adapters=adapters_of(role.lora, role.spec, role.topology, seed=0),
         )
         if engine.optimizer is not None:
             begin_state(engine.optimizer)
-    host = _name_parts(meter, engine)
+            engine._step = _apart(meter, engine._step)
+        average = None if role.averaging is None else AveragedWeights(engine, role.averaging)
+    host = _name_parts(meter, engine, average)
     run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine), host)
     stage = engine.place.pp if filled_for is None else filled_for
     for phase, work in role.work.items():
@@ -98,63 +104,51 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         with meter.measured() as usage:
             if phase == TRAIN:
                 engine.train_step(sequences, role.loss, lr=1e-6, groups=groups_of)
+                _average(average)
             else:
-                engine.logprobs(sequences, groups=groups_of)
+                runner = BeforeTraining(engine) if role.is_borrowed else engine
+                runner.logprobs(sequences, groups=groups_of)
         run.passes[phase] = usage
     if engine.optimizer is not None:
         with meter.measured() as run.update:
             step_if_finite(engine.optimizer, 0.0, engine.device)
-    return run
+            _average(average)
+    return _without_model(run) if role.is_borrowed else run
 
 
-def batch_of(
-    role: Role, work: Work, stage: int
-) -> tuple[list[TokenSequence], list[tuple[int, ...]] | None]:
-    """Enough of the work's sequences to fill the pipeline, and those that belong together."""
-    topology = role.topology
-    each = sequences_in_micro_batch(role, work)
-    in_flight = 2 * topology.pp if topology.vpp > 1 else topology.pp - stage
-    filling = in_flight + (topology.vpp == 1 < topology.pp)  # and one that follows
-    wanted = min(micro_batches_of(role, work), filling)
-    count = topology.dp * each * wanted
-    trained = work.tokens // 2
-    sequence = TokenSequence(
-        [1] * work.tokens,
-        [0.0] * (work.tokens - trained) + [1.0] * trained,
-        {name: [0.5] * work.tokens for name in work.fields},
-        dict.fromkeys(work.values, 1.0),
-    )
-    rows = range(0, count, work.in_a_row)
-    together = [tuple(range(row, row + work.in_a_row)) for row in rows]
-    return [sequence] * count, together if work.in_a_row > 1 else None
+def _apart(meter: Meter, step: Callable[..., Any]) -> Callable[..., Any]:
+    def taken(*args: Any) -> Any:
+        with meter.part(STEP):
+            return step(*args)
+
+    return taken
 
 
-def sequences_in_micro_batch(role: Role, work: Work) -> int:
-    """Of equally long ones, in whole rows."""
-    row = work.in_a_row * padded_length(work.tokens, padding_of(role))
-    return work.in_a_row * max(1, role.micro_batch_tokens // row)
+def _average(average: AveragedWeights | None) -> None:
+    if average is not None:
+        average.update()
 
 
-def micro_batches_of(role: Role, work: Work) -> int:
-    """Of a data-parallel rank, in the whole step."""
-    share = -(-work.sequences // role.topology.dp)
-    count = -(-share // sequences_in_micro_batch(role, work))
-    stages = role.topology.pp if role.topology.vpp > 1 else 1
-    return -(-count // stages) * stages
+def _without_model(run: RankRun) -> RankRun:
+    """What a pass needs beside a model that is another role's."""
+    for usage in run.passes.values():
+        usage.peaks = {
+            part: dict(Counter(peak) - Counter(run.resting)) for part, peak in usage.peaks.items()
+        }
+    return replace(run, resting={})
 
 
-def padding_of(role: Role) -> int:
-    """See `ModelEngine.pad_to_multiple`."""
-    topology = role.topology
-    multiple = topology.tp if topology.sequence_parallel else 1
-    return multiple * (2 * topology.cp if topology.cp > 1 else 1)
+def _logit_columns(role: Role) -> set[int]:
+    if role.spec.scalar_head is not None:
+        return set()
+    columns = -(-role.spec.vocab_size // role.topology.tp)
+    return {columns, min(columns, role.spec.vocab_size - columns * (role.topology.tp - 1))}
 
 
 def _received(role: Role, skew: float) -> Received:
     topology, settings = role.topology, role.spec.settings
     work = next(iter(role.work.values()))  # all work of a role is on sequences of one length
-    tokens = sequences_in_micro_batch(role, work) * padded_length(work.tokens, padding_of(role))
-    own = tokens // topology.cp
+    own = tokens_in_micro_batch(role, work) // topology.cp
     passed = own // (topology.tp if topology.sequence_parallel else 1)
     return Received(
         (passed, 1, int(settings["hidden_size"])),
@@ -176,7 +170,7 @@ def _as_on_gpus(role: Role) -> Any:
     return replace(config, experts="grouped" if grouped else "sequential")
 
 
-def _name_parts(meter: Meter, engine: ModelEngine) -> int:
+def _name_parts(meter: Meter, engine: ModelEngine, average: AveragedWeights | None) -> int:
     """Tell the meter what lies in the GPU's memory for good; returns the bytes in the host's."""
     gc.collect()
     host = 0 if engine.optimizer is None else meter.leave_out(host_tensors(engine.optimizer))
@@ -193,6 +187,8 @@ def _name_parts(meter: Meter, engine: ModelEngine) -> int:
         ]
         meter.name(OPTIMIZER, _storages(state_tensors(engine.optimizer)))
         meter.name(MAIN, _storages(mains))
+    if average is not None:
+        meter.name(AVERAGE, average.tensors)
     return host
 
 

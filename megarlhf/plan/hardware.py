@@ -56,6 +56,7 @@ class Calibration:
         communication_gib: NCCL's buffers, of each process of several.
         workspace_gib: Of matrix products and attention's backward pass.
         engine_gib: vLLM's activations and workspaces.
+        host_adam_gb_s: What Adam on the host reads and writes for each GPU, 10^9 bytes a second.
         fragmentation: Share of activations and logits that the allocator loses.
     """
 
@@ -71,6 +72,7 @@ class Calibration:
     communication_gib: float = 0.8
     workspace_gib: float = 0.3
     engine_gib: float = 1.5
+    host_adam_gb_s: float = 16.0
     fragmentation: float = 0.05
 
 

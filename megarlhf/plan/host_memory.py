@@ -2,9 +2,14 @@
 
 from collections.abc import Sequence
 
-from megarlhf.plan.fake_run import MAIN, OPTIMIZER, WEIGHTS, RankRun
+from megarlhf.plan.fake_run import AVERAGE, MAIN, OPTIMIZER, WEIGHTS, RankRun
 
-KEPT = (WEIGHTS, MAIN, OPTIMIZER)  # of a model that is away from its GPU; gradients are not
+KEPT = (
+    WEIGHTS,
+    MAIN,
+    OPTIMIZER,
+    AVERAGE,
+)  # of a model that is away from its GPU; gradients are not
 
 
 def bytes_on_host(processes: Sequence[Sequence[RankRun]], *, shared: bool, engines: bool) -> int:

@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from megarlhf.plan.fake_run import RankRun, run_rank
-from megarlhf.plan.meter import Traffic, Usage
 from megarlhf.plan.roles import Role
+from megarlhf.plan.usage import Traffic, Usage
 
 FEW = 2  # layers a chunk of the smaller of two runs; the other has one more
 
@@ -72,7 +72,7 @@ def _extended(fewer: RankRun, more: RankRun, times: int) -> RankRun:
                 number(found.nbytes, other.nbytes),
             )
         return Usage(
-            kinds(low.peak, high.peak),
+            {part: kinds(peak, high.peaks[part]) for part, peak in low.peaks.items()},
             number(low.flops, high.flops),
             number(low.attention_flops, high.attention_flops),
             number(low.moved, high.moved),

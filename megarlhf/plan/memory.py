@@ -1,31 +1,28 @@
-"""Who has how much of a GPU's memory in each phase of a step."""
+"""Who of the trainer has how much of a GPU's memory in each phase of a step."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from megarlhf.cluster.placement import placement_of
 from megarlhf.config.schema import OfflineConfig, RLConfig
-from megarlhf.plan.engines import EngineNeeds, StreamNeeds
-from megarlhf.plan.fake_run import BUFFERS, RankRun
+from megarlhf.plan.engines import StreamNeeds
+from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
 from megarlhf.plan.host_memory import bytes_on_host
 from megarlhf.plan.layers import distinct_stages
-from megarlhf.plan.meter import ACTIVATIONS, LOGITS
-from megarlhf.plan.roles import SCORE, TRAIN, Role
-
-GENERATE, STREAM = "generate", "stream"
-PHASES = (GENERATE, SCORE, TRAIN, STREAM)
-OVERHEAD, ENGINE_WEIGHTS, CACHE, BUCKETS = (
-    "overhead",
-    "engine weights",
-    "KV cache",
-    "stream buckets",
+from megarlhf.plan.places import (
+    BUCKETS,
+    GENERATE,
+    OVERHEAD,
+    PHASES,
+    STREAM,
+    Kinds,
+    Place,
+    total,
 )
-TIGHT = 0.8  # of a GPU's memory
-FEW_RUNNING = 16  # sequences in flight, below which an engine waits for its memory
-
-Kinds = dict[str, int]  # bytes by kind
+from megarlhf.plan.roles import SCORE, TRAIN, Role
+from megarlhf.plan.usage import ACTIVATIONS, LOGITS
 
 
 @dataclass(frozen=True)
@@ -34,49 +31,6 @@ class RoleRun:
 
     role: Role
     stages: Mapping[int, RankRun]
-
-
-@dataclass
-class Place:
-    """GPUs that hold the same: those of one pipeline stage, or of the engines.
-
-    Attributes:
-        name: Whose they are.
-        gpus: How many.
-        memory: Of each, bytes.
-        phases: Bytes by phase and kind.
-        problem: Why it does not do, where memory alone does not say so.
-        is_tight: Whether it does only just, for another reason than memory.
-        tight: The share of the memory above which it does only just.
-        host: Bytes of the host's memory that each of these GPUs' models take at most: optimizer states
-            with ``optimizer.offload=states``, and what lies there while others have the GPU.
-    """
-
-    name: str
-    gpus: int
-    memory: int
-    phases: dict[str, Kinds] = field(default_factory=dict)
-    problem: str | None = None
-    is_tight: bool = False
-    tight: float = TIGHT
-    host: int = 0
-
-    @property
-    def worst(self) -> str:
-        """The phase that sets the peak."""
-        return max(self.phases, key=lambda phase: sum(self.phases[phase].values()))
-
-    @property
-    def peak(self) -> int:
-        """Bytes."""
-        return sum(self.phases[self.worst].values())
-
-    @property
-    def verdict(self) -> str:
-        """fits, tight, or does not fit."""
-        if self.problem or self.peak > self.memory:
-            return "does not fit"
-        return "tight" if self.is_tight or self.peak > self.tight * self.memory else "fits"
 
 
 @dataclass(frozen=True)
@@ -160,7 +114,7 @@ def _of_process(
     members: list[tuple[Role, RankRun]], stream: StreamNeeds | None
 ) -> dict[str, Kinds]:
     """By phase: one model of the process computes, the others keep what they have."""
-    resting = _total(_resting(role, run) for role, run in members)
+    resting = total(_resting(role, run) for role, run in members)
     phases: dict[str, Kinds] = {}
     for phase in (SCORE, TRAIN):
         active = [_active(role, run, phase, resting) for role, run in members]
@@ -169,7 +123,7 @@ def _of_process(
     if stream is not None:
         phases[GENERATE] = resting
         buckets = {BUCKETS: stream.bucket} if members[0][0].name == "actor" else {}
-        phases[STREAM] = _total([resting, buckets])
+        phases[STREAM] = total([resting, buckets])
     return phases
 
 
@@ -178,56 +132,6 @@ def _at(run: RoleRun, stage: int, stages: int) -> RankRun:
     if run.role.topology.pp == stages:
         return run.stages[stage]
     return max(run.stages.values(), key=lambda found: sum(found.resting.values()))
-
-
-def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds) -> Place:
-    """The engines' GPUs.
-
-    Args:
-        needs: Of a rank.
-        gpu: Theirs.
-        share: ``rollout.gpu_memory_utilization``: all that vLLM takes.
-        stream: What an update needs beside.
-    """
-    # vLLM takes its share by its own wish: only a small cache is tight.
-    place = Place("engines", needs.count * needs.ranks, gpu.nbytes, tight=1.0)
-    taken = {ENGINE_WEIGHTS: needs.weights, CACHE: max(0, needs.cache)}
-    rest = int(gpu.nbytes * share) - sum(taken.values())
-    own = taken | {OVERHEAD: max(rest, 0)}
-    place.phases = {GENERATE: own, STREAM: own | {BUCKETS: stream.bucket}}
-    if needs.running < 1:
-        short = needs.token_bytes * needs.longest - needs.cache
-        place.problem = f"{short / GIB:.1f} GiB short of a KV cache for one sequence"
-    place.is_tight = needs.running < FEW_RUNNING
-    return place
-
-
-def with_engines(places: list[Place], engines: Place, calibration: Calibration) -> None:
-    """Engines on the trainer's GPUs: each has them while the other's memory is away.
-
-    As `cluster.turns.Colocated` does it: for an update the engine's weights come back when all of the
-    trainer but the actor's weights is away, its KV cache when these are away, too. An engine that
-    sleeps keeps its context.
-    """
-    engine = engines.phases[GENERATE]
-    asleep = int((calibration.context_gib + calibration.communication_gib) * GIB)
-    for place in places:
-        rest = place.phases[GENERATE]
-        stays = {kind: rest[kind] for kind in (BUFFERS, OVERHEAD) if kind in rest}
-        weights = {kind: size for kind, size in rest.items() if kind.endswith("weights")}
-        for phase in (SCORE, TRAIN):
-            if phase in place.phases:
-                place.phases[phase] = _total([place.phases[phase], {OVERHEAD: asleep}])
-        place.phases[GENERATE] = _total([stays, engine])
-        place.phases[STREAM] = _total(
-            [
-                stays,
-                weights,
-                {kind: engine[kind] for kind in (ENGINE_WEIGHTS, OVERHEAD)},
-                {BUCKETS: 2 * engines.phases[STREAM][BUCKETS]},
-            ]
-        )
-        place.problem, place.is_tight = engines.problem, engines.is_tight
 
 
 def _place_name(ranks: str, stage: int, stages: int) -> str:
@@ -254,7 +158,7 @@ def _active(role: Role, run: RankRun, phase: str, resting: Kinds) -> Kinds | Non
     peak = {_kind(role, kind): size for kind, size in run.passes[phase].peak.items()}
     others = Counter(resting)
     others.subtract(_resting(role, run))
-    return _total([peak, +others])
+    return total([peak, +others])
 
 
 def _with_overhead(kinds: Kinds, world: int, asleep: int, calibration: Calibration) -> Kinds:
@@ -263,10 +167,3 @@ def _with_overhead(kinds: Kinds, world: int, asleep: int, calibration: Calibrati
     gib = gib * (1 + asleep) + calibration.workspace_gib
     moving = kinds.get(ACTIVATIONS, 0) + kinds.get(LOGITS, 0)
     return kinds | {OVERHEAD: int(gib * GIB + calibration.fragmentation * moving)}
-
-
-def _total(parts: Iterable[Mapping[str, int]]) -> Kinds:
-    total: Counter[str] = Counter()
-    for part in parts:
-        total.update(part)
-    return dict(total)

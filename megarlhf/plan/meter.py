@@ -8,7 +8,6 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,45 +15,11 @@ import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-_aten = torch.ops.aten
+from megarlhf.plan.usage import ACTIVATIONS, LOGITS, Traffic, Usage
 
-ACTIVATIONS, LOGITS = "activations", "logits"
+PASSES, STEP = "passes", "step"  # parts: of the model, and of the optimizer
 
-
-@dataclass
-class Traffic:
-    """Bytes that this rank gives to collectives of one kind over one group.
-
-    Attributes:
-        group: Its ranks.
-        kind: The collective, e.g. ``allreduce``; of torch's several of one kind their common name.
-        calls: How often.
-        nbytes: Of the largest tensor on either side, summed over the calls.
-    """
-
-    group: tuple[int, ...]
-    kind: str
-    calls: int = 0
-    nbytes: int = 0
-
-
-@dataclass
-class Usage:
-    """What was counted.
-
-    Attributes:
-        peak: Bytes by kind at the moment of the highest total.
-        flops: Floating-point operations of matrix products and attention.
-        attention_flops: Those of attention among them, causal masks counted as half.
-        moved: Bytes read and written by all other operators.
-        traffic: By group and kind.
-    """
-
-    peak: dict[str, int] = field(default_factory=dict)
-    flops: int = 0
-    attention_flops: int = 0
-    moved: int = 0
-    traffic: dict[tuple[tuple[int, ...], str], Traffic] = field(default_factory=dict)
+_aten, _DEVICE = torch.ops.aten, torch.ops.prim.device.default
 
 
 class Meter(TorchDispatchMode):
@@ -73,16 +38,26 @@ class Meter(TorchDispatchMode):
         self._columns = frozenset(logit_columns)
         self._known: dict[int, tuple[str, int]] = {}
         self.live: Counter[str] = Counter()
-        self._total = self._highest = 0
+        self._total, self._highest, self._part = 0, -1, PASSES
         self.usage = Usage()
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[Usage]:
         """Count anew; the peak includes what is live already."""
-        self.usage = usage = Usage(peak=self._now())
-        self._highest = self._total
-        with self:
+        self.usage = usage = Usage()
+        with self, self.part(PASSES):
             yield usage
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Keep the peak in here apart from that around it: it grows with other things."""
+        around = self._part, self._highest
+        self._part, self._highest = name, -1
+        self._note()
+        try:
+            yield
+        finally:
+            self._part, self._highest = around
 
     def name(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
         """Count these tensors' storages as ``kind`` from now on, whatever they were counted as."""
@@ -123,18 +98,27 @@ class Meter(TorchDispatchMode):
         self.live[kind] += nbytes
         self._total += nbytes
         weakref.finalize(storage, self._forget, key)
+        self._note()
+
+    def _note(self) -> None:
         if self._total > self._highest:
             self._highest = self._total
-            self.usage.peak = self._now()
+            self.usage.peaks[self._part] = self._now()
 
     def _forget(self, key: int) -> None:
         kind, nbytes = self._known.pop(key)
         self.live[kind] -= nbytes
         self._total -= nbytes
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and guarding against it costs with each operator
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
     ) -> Any:
+        if func is _DEVICE:  # only fake tensors are asked, and with each gradient
+            return args[0].fake_device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         tensors = list(_tensors((out,)))

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from megarlhf.plan.hardware import GIB
-from megarlhf.plan.making import Plan
-from megarlhf.plan.memory import Place
+from megarlhf.plan.places import Place
+from megarlhf.plan.result import Plan
 from megarlhf.report.text import format_seconds
 
 COLUMNS = 4  # kinds of memory that are named in a line, the largest first

@@ -1,18 +1,17 @@
-"""How long a step takes: a roofline over what was counted, the pipeline's bubble, a model of decoding.
+"""How long a role's passes take: a roofline over what was counted, and the pipeline's bubble.
 
 Every efficiency is a named constant (`Calibration`): these are estimates until somebody measures them.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 
-from megarlhf.models.spec import ModelSpec
-from megarlhf.plan.engines import EngineNeeds, StreamNeeds
-from megarlhf.plan.fake_run import RankRun, micro_batches_of
+from megarlhf.plan.batches import micro_batches_of
+from megarlhf.plan.engines import StreamNeeds
+from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import Calibration, Gpu
-from megarlhf.plan.memory import GENERATE, STREAM, Devices, RoleRun
-from megarlhf.plan.meter import Traffic
-from megarlhf.plan.roles import SCORE, TRAIN, Role
+from megarlhf.plan.roles import TRAIN, Role
+from megarlhf.plan.usage import Traffic
 
 # What a collective sends over a link, of n ranks and of the largest tensor's bytes: ring algorithms.
 _SENT = {
@@ -22,6 +21,11 @@ _SENT = {
 }
 
 
+# Of an element with ``optimizer.offload=states``: a main parameter and two moments in fp32; a gradient
+# (fp32) that comes down and a weight (bf16) that goes up; what Adam reads and writes on the host.
+STATE_BYTES, SENT_BYTES, HOST_BYTES = 12, 6, 28
+
+
 @dataclass(frozen=True)
 class Machines:
     """What a run has to work with."""
@@ -29,25 +33,6 @@ class Machines:
     gpu: Gpu
     gpus_per_node: int
     calibration: Calibration
-
-
-@dataclass
-class Span:
-    """A stretch of a step.
-
-    Attributes:
-        name: Of the phase.
-        where: Whose GPUs.
-        begin: Seconds from the step's beginning.
-        seconds: Its length.
-        parts: Seconds by what takes them.
-    """
-
-    name: str
-    where: str
-    begin: float
-    seconds: float
-    parts: dict[str, float] = field(default_factory=dict)
 
 
 def pass_parts(
@@ -93,10 +78,22 @@ def _once(role: Role, run: RankRun, on: Machines) -> dict[str, float]:
     usage = run.passes[TRAIN]
     replicas = [found for found in usage.traffic.values() if _is_once(role, found)]
     seconds = sum(transfer_seconds(found, on) for found in replicas)
-    return {
+    moved = 2 * run.resting.get("gradients", 0) if run.host else _moved_once(run)
+    parts = {
         "gradient exchange": seconds / 2 if role.config.parallel.overlap else seconds,
-        "optimizer": _moved_once(run) / (on.gpu.memory_gb_s * 1e9 * on.calibration.memory),
+        "optimizer": moved / (on.gpu.memory_gb_s * 1e9 * on.calibration.memory),
     }
+    return parts | ({"Adam on the host": _on_host(run, on)} if run.host else {})
+
+
+def _on_host(run: RankRun, on: Machines) -> float:
+    """Pieces come down, are computed and go up at the same time: the slower of both sets the pace."""
+    elements = run.host / STATE_BYTES
+    link = on.gpu.host_gb_s * 1e9 * on.calibration.links
+    return max(
+        elements * SENT_BYTES / link,
+        elements * HOST_BYTES / (on.calibration.host_adam_gb_s * 1e9),
+    )
 
 
 def _moved_once(run: RankRun) -> int:
@@ -123,134 +120,9 @@ def transfer_seconds(found: Traffic, on: Machines) -> float:
     return found.nbytes * share / (bandwidth * 1e9 * c.links) + found.calls * c.hop_us * 1e-6
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A rollout on the engines.
-
-    Attributes:
-        seconds: Of the whole.
-        running: Sequences in flight of an engine.
-        parts: Seconds by what takes them.
-    """
-
-    seconds: float
-    running: int
-    parts: dict[str, float]
-
-
-def generation(
-    spec: ModelSpec,
-    needs: EngineNeeds,
-    prompts: int,
-    samples: int,
-    lengths: tuple[int, int],
-    on: Machines,
-    active: int,
-) -> Generation:
-    """A decoding step reads the weights once and every sequence's keys and values.
-
-    Args:
-        spec: The model.
-        needs: Of a rank of an engine.
-        prompts: Of the rollout, over all engines.
-        samples: Of each prompt; they share its prefill.
-        lengths: Mean tokens of a prompt and of a response.
-        on: The machines.
-        active: Parameters that a token meets.
-    """
-    gpu, c = on.gpu, on.calibration
-    prompt, response = lengths
-    sequences = -(-prompts * samples // needs.count)
-    running = max(1, min(sequences, needs.running))
-    context = prompt + response / 2
-    read = needs.weights * _read_share(spec, running) + running * context * needs.token_bytes
-    flops = 2 * active * running / needs.ranks
-    step = {
-        "decoding": max(
-            read / (gpu.memory_gb_s * 1e9 * c.decoding),
-            flops / (gpu.tflops_bf16 * 1e12 * c.prefill),
-        ),
-        "launching": spec.num_layers * c.layer_us * 1e-6,
-    }
-    if needs.ranks > 1:
-        size = running * int(spec.settings["hidden_size"]) * 2
-        group = tuple(range(needs.ranks))
-        traffic = Traffic(group, "allreduce", 2 * spec.num_layers, 2 * spec.num_layers * size)
-        step["communication"] = transfer_seconds(traffic, on)
-    steps = response * sequences / running
-    parts = {name: seconds * steps for name, seconds in step.items()}
-    tokens = -(-prompts // needs.count) * prompt
-    parts["prefill"] = 2 * active * tokens / needs.ranks / (gpu.tflops_bf16 * 1e12 * c.prefill)
-    return Generation(sum(parts.values()), running, parts)
-
-
-def _read_share(spec: ModelSpec, running: int) -> float:
-    """How much of a mixture's experts a step of several tokens reads; their share of all weights is
-    taken to be one."""
-    if not spec.num_experts:
-        return 1.0
-    missed = (1 - int(spec.settings["moe_router_topk"]) / spec.num_experts) ** running
-    return 1 - missed
-
-
 def stream_seconds(stream: StreamNeeds, on: Machines, colocated: bool) -> float:
     """An update: the busiest sender or receiver, over the network where the engines are elsewhere."""
     gpu = on.gpu
     bandwidth = gpu.link_gb_s if colocated else gpu.network_gb_s
-    busiest = max(stream.most_sent, stream.most_received)
-    return busiest / (bandwidth * 1e9 * on.calibration.links)
-
-
-def lay_out(
-    devices: Sequence[Devices],
-    on: Machines,
-    generated: Generation | None,
-    stream: float,
-    mean_tokens: int,
-    *,
-    ahead: bool = False,
-) -> list[Span]:
-    """The phases of a step, one after the other; models on GPUs of their own work side by side.
-
-    Args:
-        devices: GPUs and the roles on them.
-        on: The machines.
-        generated: The rollout; None for an offline run.
-        stream: Seconds of a weight update.
-        mean_tokens: Of a sequence.
-        ahead: Whether the engines sample for the next step meanwhile.
-    """
-    spans: list[Span] = []
-    now = 0.0
-    if generated is not None:
-        where = next((each.name for each in devices if each.engines), "engines")
-        spans.append(Span(GENERATE, where, now, generated.seconds, generated.parts))
-        now = 0.0 if ahead else generated.seconds
-    back: set[str] = set()  # who has been on the GPUs in this step
-    for phase in (SCORE, TRAIN):
-        ends = [now]
-        for each in devices:
-            begin = now
-            for run in (run for process in each.processes for run in process):
-                if phase not in run.role.work:
-                    continue
-                filled = mean_tokens / run.role.work[phase].tokens
-                parts = pass_parts(run.role, run.stages, phase, on, filled)
-                if each.is_shared and (len(each.processes) > 1 or run.role.name not in back):
-                    parts["offload"] = _turn(run, on)
-                back.add(run.role.name)
-                seconds = sum(parts.values())
-                spans.append(Span(f"{phase} {run.role.name}", each.name, begin, seconds, parts))
-                begin += seconds
-            ends.append(begin)
-        now = max(ends)
-    if generated is not None:
-        name = next(each.name for each in devices if "actor" in each.name)
-        spans.append(Span(STREAM, name, now, stream, {"communication": stream}))
-    return spans
-
-
-def _turn(run: RoleRun, on: Machines) -> float:
-    """A model comes from the host's memory and goes back to it."""
-    most = max(sum(found.resting.values()) for found in run.stages.values())
-    return 2 * most / (on.gpu.host_gb_s * 1e9 * on.calibration.links)
+    busiest = max(stream.most_sent, stream.most_received) / bandwidth
+    return (busiest + stream.from_host / gpu.host_gb_s) / (1e9 * on.calibration.links)

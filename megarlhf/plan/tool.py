@@ -62,7 +62,8 @@ def run_plan(settings: Settings) -> int:
         print(search_text(search(subject)))
         return 0
     from megarlhf.plan.advice import advice
-    from megarlhf.plan.making import as_dict, make_plan
+    from megarlhf.plan.making import make_plan
+    from megarlhf.plan.result import as_dict
     from megarlhf.plan.table import as_text
 
     gc.freeze()  # what is imported is never looked at again, which collections are spared

@@ -25,7 +25,7 @@ body {
 h1 { font-size: 24px; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 17px; margin: 32px 0 12px; }
 .soft, small { color: var(--soft); font-weight: normal; }
-.tiles, .charts { display: grid; gap: 12px; }
+.tiles, .charts, .rows { display: grid; gap: 12px; }
 .tiles { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); margin-top: 20px; }
 .charts { grid-template-columns: repeat(auto-fill, minmax(min(340px, 100%), 1fr)); }
 .tiles > div, figure, table, details.block {
@@ -50,6 +50,7 @@ svg .end { text-anchor: end; }
 svg .mid { text-anchor: middle; }
 svg path { fill: none; stroke: var(--rule); stroke-width: 1; }
 svg .base { stroke: var(--base); }
+svg .mark { stroke: var(--ink); stroke-dasharray: 4 3; }
 svg .line { stroke: var(--c); stroke-width: 1.8; stroke-linejoin: round; stroke-linecap: round; }
 svg .band { fill: var(--c); fill-opacity: 0.22; stroke: none; }
 svg .dot { fill: var(--c); stroke: var(--card); stroke-width: 1.5; }

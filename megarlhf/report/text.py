@@ -1,6 +1,7 @@
 """Numbers and durations as a person reads them."""
 
 import math
+from typing import Any
 
 
 def format_number(value: float) -> str:
@@ -36,3 +37,8 @@ def short_exponent(text: str) -> str:
     """The exponent without padding: 3.1e-07 becomes 3.1e-7."""
     mantissa, e, exponent = text.partition("e")
     return f"{mantissa}e{int(exponent)}" if e else text
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a log is one; a truth value is none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

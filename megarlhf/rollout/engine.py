@@ -8,8 +8,13 @@ from typing import Any
 import torch
 
 from megarlhf.data.records import Prompt, Sample
+from megarlhf.models.spec import ModelSpec
+from megarlhf.rollout.cpu_kernels import latent_settings
 from megarlhf.rollout.generation import Generation
 from megarlhf.rollout.settings import EngineSettings, Sampling, prefill_settings, stop_token_ids
+from megarlhf.sync.engine_layout import untouched_parameters
+from megarlhf.sync.link import StreamInfo
+from megarlhf.sync.vllm_transport import Notes
 
 
 class VllmEngine:
@@ -28,7 +33,7 @@ class VllmEngine:
 
         from megarlhf.sync.receiver import BACKEND, EXTENSION
 
-        self._settings = settings
+        self._settings, spec = settings, ModelSpec.read(settings.model_path)
         self._tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self._stop_ids = stop_token_ids(Path(settings.model_path), self._tokenizer.eos_token_id)
         self._llm = LLM(
@@ -45,14 +50,19 @@ class VllmEngine:
             generation_config="vllm",
             logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
             worker_extension_cls=EXTENSION,
-            weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+            weight_transfer_config=WeightTransferConfig(backend=settings.transfer or BACKEND),
             enable_sleep_mode=settings.can_sleep and torch.cuda.is_available(),
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **prefill_settings(settings.max_length),
+            **latent_settings(spec),
         )
         self._llm.update_weight_version("0")
+        # What is not trained does not come again either.
+        untouched = untouched_parameters(spec)
+        self._sleeps_with_weights = settings.sleeps_with_weights or bool(untouched)
         self._generation = Generation(self._llm.llm_engine, settings.during_generation)
+        self._notes: Notes | None = None
 
     def ready(self) -> None:
         """Answers once the engine is built."""
@@ -159,7 +169,11 @@ class VllmEngine:
 
     def join_stream(self, stream: dict[str, Any]) -> None:
         """Meet the trainer's ranks; ``stream`` is a `StreamInfo` as a dictionary."""
-        self._llm.init_weight_transfer_engine({"init_info": {"stream": stream}})
+        init_info = {"stream": stream}
+        if self._settings.transfer is not None:
+            self._notes = Notes(StreamInfo(**stream))
+            init_info = self._notes.read("init")
+        self._llm.init_weight_transfer_engine({"init_info": init_info})
 
     def update_weights(self, version: int) -> None:
         """Receive one update; returns when the engine samples from it.
@@ -167,8 +181,9 @@ class VllmEngine:
         What becomes of requests that run meanwhile is ``during_generation``'s.
         """
         with self._generation.paused():
+            update_info = {} if self._notes is None else self._notes.read_update()
             self._llm.start_weight_update()
-            self._llm.update_weights({"update_info": {}})
+            self._llm.update_weights({"update_info": update_info})
             self._llm.finish_weight_update(weight_version=str(version))
 
     def version(self) -> int:
@@ -187,7 +202,7 @@ class VllmEngine:
 
         On a CPU vLLM gives back nothing; the sequence is the same.
         """
-        self._llm.sleep(level=1 if self._settings.sleeps_with_weights else 2)
+        self._llm.sleep(level=1 if self._sleeps_with_weights else 2)
 
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""

@@ -27,6 +27,7 @@ class EngineSettings:
         gpu_memory_utilization: Share of a GPU it may take.
         seed: Of the engine itself (requests bring their own).
         sleeps_with_weights: Asleep it keeps its weights on the host, since not all of them come again.
+        transfer: vLLM's own weight-transfer engine that brings new weights; None: our stream.
         cuda_graphs: Whether a GPU replays recorded steps: an update keeps the addresses that they know.
     """
 
@@ -41,6 +42,7 @@ class EngineSettings:
     gpu_memory_utilization: float
     seed: int
     sleeps_with_weights: bool = False
+    transfer: str | None = None
     cuda_graphs: bool = True
 
 

@@ -66,6 +66,8 @@ class EngineParameter:
 def engine_parameters(spec: ModelSpec, engine: EngineTopology, rank: int) -> list[EngineParameter]:
     """Every parameter of one rank: embedding, layer by layer, head; those of one module together.
 
+    Without what is not trained: see `untouched_parameters`.
+
     Raises:
         UserError: A size cannot be cut, or vLLM's layout of the family is not known here.
     """
@@ -81,26 +83,27 @@ def engine_parameters(spec: ModelSpec, engine: EngineTopology, rank: int) -> lis
     return [parameter for module in modules.values() for parameter in module]
 
 
-def check_streamable(spec: ModelSpec, engine: EngineTopology) -> None:
-    """The model can be streamed into such engines.
+def untouched_parameters(spec: ModelSpec) -> set[str]:
+    """vLLM's names of what is not trained, which an engine has loaded for good.
 
-    Raises:
-        UserError: See `engine_parameters`; or the engine keeps more than parameters.
+    It is not sent: it is kept in float32, and rounded to what is sent it would choose other experts.
     """
-    if spec.settings.get("multi_latent_attention"):
-        raise UserError(
-            "latent attention cannot be streamed into vLLM yet, which keeps products of its weights",
-            where="model.path",
-            fix="use a family without it for RL; supervised training takes it",
-        )
-    engine_parameters(spec, engine, 0)
+    entries = [entry for entry in spec.entries if not entry.trained]
+    return {
+        tensor.name.format(layer=layer)
+        for entry in entries
+        for tensor in entry.tensors
+        for layer in range(spec.num_layers)
+        if spec.has(entry, layer)
+    }
 
 
 def _in_order(spec: ModelSpec) -> Iterator[tuple[Entry, int]]:
-    single = [entry for entry in spec.entries if not entry.per_layer]
+    trained = [entry for entry in spec.entries if entry.trained]
+    single = [entry for entry in trained if not entry.per_layer]
     yield from ((e, 0) for e in single if e.parameter.startswith("embedding."))
     for layer in range(spec.num_layers):
-        yield from ((e, layer) for e in spec.entries if e.per_layer and spec.has(e, layer))
+        yield from ((e, layer) for e in trained if e.per_layer and spec.has(e, layer))
     yield from ((e, 0) for e in single if not e.parameter.startswith("embedding."))
 
 
@@ -111,7 +114,7 @@ def _single(
     _check(entry, operation, shapes, engine.tp)
     names = [tensor.name.format(layer=layer) for tensor in entry.tensors]
     return EngineParameter(
-        _fused(names[0]),
+        _fused(spec, names[0]),
         operation.local_shape(shapes, engine.tp),
         tuple(
             EnginePiece(names[piece.source], piece.hf, piece.local)
@@ -180,10 +183,13 @@ def _check(entry: Entry, operation: Operation, shapes: list[Shape], tp: int) -> 
             )
 
 
-def _fused(name: str) -> str:
+def _fused(spec: ModelSpec, name: str) -> str:
     module, _, kind = name.rpartition(".")
     parent, _, last = module.rpartition(".")
-    return f"{parent}.{FUSED[last]}.{kind}" if last in FUSED else name
+    for fused, parts in FUSED.items():
+        if last in parts and all(f"{parent}.{part}.weight" in spec.tensors for part in parts):
+            return f"{parent}.{fused}.{kind}"
+    return name
 
 
 def _below(upper: EngineParameter, lower: EngineParameter) -> EngineParameter:

@@ -90,15 +90,11 @@ COUNTERPARTS: Mapping[type[Operation], Callable[..., Operation]] = {
     QueryKeyValue: lambda operation: EngineQueryKeyValue(operation.groups),
 }
 
-# Module of the checkpoint to vLLM's module that holds it, fused with others.
+# vLLM's modules that hold several of the checkpoint's, in models that have all of these.
 FUSED = {
-    "q_proj": "qkv_proj",
-    "k_proj": "qkv_proj",
-    "v_proj": "qkv_proj",
-    "gate_proj": "gate_up_proj",
-    "up_proj": "gate_up_proj",
-    "q_a_proj": "fused_qkv_a_proj",
-    "kv_a_proj_with_mqa": "fused_qkv_a_proj",
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+    "fused_qkv_a_proj": ("q_a_proj", "kv_a_proj_with_mqa"),
 }
 
 # All experts of a layer are one parameter: gate and up of each, down of each.

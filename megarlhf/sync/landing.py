@@ -5,16 +5,16 @@ a kernel keeps in a layout of its own (oneDNN's linears and mixtures on a CPU, m
 together beside it, for this rank's part only, and packed again by the module's own method. That is what
 vLLM's layerwise reload does with whole tensors; this does it with the part that the rank keeps.
 
-Together with `packed` this is all that the project knows of vllm 0.32.0's modules.
+Together with `packed` and `latent` this is all that the project knows of vllm 0.32.0's modules.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import nn
 
 from megarlhf.errors import UserError
-from megarlhf.sync import packed
+from megarlhf.sync import latent, packed
 from megarlhf.sync.engine_layout import EngineParameter
 
 
@@ -24,19 +24,29 @@ class Landing:
     Args:
         model: The live model.
         layout: What the plan says that it consists of.
+        untouched: Names of parameters that it has beside, and keeps.
 
     Raises:
         UserError: Model and layout do not agree.
     """
 
-    def __init__(self, model: nn.Module, layout: Sequence[EngineParameter]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layout: Sequence[EngineParameter],
+        untouched: Collection[str] = (),
+    ) -> None:
         self._model = model
         self._layout = {parameter.name: parameter for parameter in layout}
         self._modules = dict(model.named_modules(remove_duplicate=False))
-        self._check()
+        self._latent = self._latent_attention()
+        self._check(untouched)
+        self._users = self._packed_users()
 
-    def _check(self) -> None:
-        known = set()
+    def _check(self, untouched: Collection[str]) -> None:
+        known = {
+            id(p) for module in self._latent.values() for p in module.parameters(recurse=False)
+        }
         for name, expected in self._layout.items():
             module = self._modules.get(expected.module)
             live = getattr(module, name.rpartition(".")[2], None)
@@ -46,7 +56,7 @@ class Landing:
                 raise _disagrees(f"has {name} as {tuple(live.shape)}, not {expected.shape}")
             known.add(id(live))
         for name, live in self._model.named_parameters():
-            if id(live) not in known:
+            if id(live) not in known and name not in untouched:
                 raise _disagrees(f"has the parameter {name}, which the model's family has not")
 
     def live(self, name: str) -> nn.Parameter:
@@ -77,8 +87,10 @@ class Landing:
         Args:
             values: For every parameter of them, its live memory or fresh memory with its values.
         """
-        for name in dict.fromkeys(self._layout[name].module for name in values):
-            mine = {n: v for n, v in values.items() if self._layout[n].module == name}
+        modules: dict[str, dict[str, torch.Tensor]] = {}
+        for name, value in values.items():
+            modules.setdefault(self._layout[name].module, {})[name] = value
+        for name, mine in modules.items():
             module = self._modules[name]
             if packed.is_mixture(module):
                 packed.pack_mixture(
@@ -87,9 +99,10 @@ class Landing:
                 continue
             for parameter, value in mine.items():
                 self._set(module, parameter, value)
-            for user in self._users(module):
-                if hasattr(user, "cpu_linear"):
-                    user.quant_method.process_weights_after_loading(user)
+            for user in self._users[name]:
+                user.quant_method.process_weights_after_loading(user)
+            if name in self._latent:
+                latent.absorb(self._latent[name])
 
     def _set(self, module: nn.Module, name: str, value: torch.Tensor) -> None:
         live = self.live(name)
@@ -100,15 +113,27 @@ class Landing:
         else:
             setattr(module, name.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
 
-    def _users(self, module: nn.Module) -> list[nn.Module]:
-        """The module and those that share a parameter with it (tied embeddings)."""
-        weight = getattr(module, "weight", None)
-        sharing = [
-            other
-            for other in self._modules.values()
-            if weight is not None and getattr(other, "weight", None) is weight
-        ]
-        return list(dict.fromkeys([module, *sharing]))
+    def _packed_users(self) -> dict[str, list[nn.Module]]:
+        """By module: it and those that share its weight (tied embeddings), as far as they pack it."""
+        sharing: dict[int, list[nn.Module]] = {}
+        for module in dict.fromkeys(self._modules.values()):
+            if hasattr(module, "cpu_linear"):
+                sharing.setdefault(id(module.weight), []).append(module)
+        homes = {parameter.module for parameter in self._layout.values()}
+        return {
+            name: sharing.get(id(getattr(self._modules[name], "weight", None)), [])
+            for name in homes
+        }
+
+    def _latent_attention(self) -> dict[str, nn.Module]:
+        """Attention that keeps products of a module's weight, by that module's name."""
+        homes = {id(self._modules.get(p.module)): p.module for p in self._layout.values()}
+        found = [module for module in self._modules.values() if latent.is_latent(module)]
+        return {
+            homes[id(attention.kv_b_proj)]: attention
+            for attention in found
+            if id(attention.kv_b_proj) in homes
+        }
 
     def readings(self, name: str) -> Iterator[torch.Tensor]:
         """The values that the engine computes with, in the checkpoint's layout, each way it keeps them.
@@ -132,6 +157,8 @@ class Landing:
             yield live.data
         if hasattr(module, "cpu_linear") and len(self.shape(name)) == 2:  # a matrix, not a bias
             yield packed.unpacked_linear(module, self.shape(name), live.dtype)
+        if self._layout[name].module in self._latent:
+            yield latent.projection(self._latent[self._layout[name].module])
 
     def _is_packed(self, module: str) -> bool:
         return hasattr(self._modules[module], "cpu_linear") or packed.is_mixture(

@@ -1,6 +1,7 @@
 """What both ends of a stream must agree on, and the process group between them."""
 
 import datetime
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -92,18 +93,24 @@ class StreamInfo:
 class Link:
     """Point-to-point messages between trainer ranks and one engine's workers.
 
-    A process group of its own, outside torch.distributed's world: neither vLLM's nor Megatron's
-    groups know of it, and losing an engine loses only this link.
+    Process groups of its own, outside torch.distributed's world: neither vLLM's nor Megatron's
+    groups know of them, and losing an engine loses only this link.
 
     Args:
         info: What both ends agreed on.
         rank: Rank in the link: the trainer's ranks first, then the engine's workers.
         device: Where messages live: CPU over gloo, CUDA over NCCL.
         store: The store, where this end already has one (trainer rank 0 serves it).
+        connections: Between two processes, over gloo. Messages take turns in them.
     """
 
     def __init__(
-        self, info: StreamInfo, rank: int, device: torch.device, store: dist.Store | None = None
+        self,
+        info: StreamInfo,
+        rank: int,
+        device: torch.device,
+        store: dist.Store | None = None,
+        connections: int = 1,
     ) -> None:
         is_engine = rank >= info.trainer_topology.world
         seconds = info.patience_s if is_engine else info.timeout_s
@@ -113,10 +120,15 @@ class Link:
         scoped = dist.PrefixStore(info.name, store)
         size = info.trainer_topology.world + info.engine_topology.tp
         if device.type == "cuda":
-            self._group: Any = dist.ProcessGroupNCCL(scoped, rank, size, timeout)
+            self._groups: list[Any] = [dist.ProcessGroupNCCL(scoped, rank, size, timeout)]
         else:
             interface.use_route_to(info.host)
-            self._group = dist.ProcessGroupGloo(scoped, rank, size, timeout)
+            self._groups = [
+                dist.ProcessGroupGloo(dist.PrefixStore(str(number), scoped), rank, size, timeout)
+                for number in range(connections)
+            ]
+        self._sent: Counter[int] = Counter()  # messages to each, and from each
+        self._received: Counter[int] = Counter()
         self._store, self._scoped = store, scoped
         self._first_worker = info.trainer_topology.world
 
@@ -134,11 +146,16 @@ class Link:
 
     def send(self, message: torch.Tensor, to: int) -> Any:
         """Start sending a contiguous tensor; wait on the result before changing it."""
-        return self._group.send([message], to, 0)
+        return self._in_turn(self._sent, to).send([message], to, 0)
 
     def receive(self, message: torch.Tensor, source: int) -> Any:
         """Start receiving into a contiguous tensor; wait on the result before reading it."""
-        return self._group.recv([message], source, 0)
+        return self._in_turn(self._received, source).recv([message], source, 0)
+
+    def _in_turn(self, count: Counter[int], peer: int) -> Any:
+        """The process group of the next message; both ends count alike."""
+        count[peer] += 1
+        return self._groups[count[peer] % len(self._groups)]
 
 
 def serve_store(host: str, timeout_s: float) -> dist.TCPStore:

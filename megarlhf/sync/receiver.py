@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.sync.adapters import EngineAdapters
-from megarlhf.sync.engine_layout import engine_parameters
+from megarlhf.sync.engine_layout import engine_parameters, untouched_parameters
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.prints import Prints, compare, prints_of
@@ -58,7 +58,7 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         self._info, self._worker = info, (info.number, rank)
         self._plan = info.plan(spec)
         layout = engine_parameters(spec, info.engine_topology, rank)
-        self._landing = Landing(self.model, layout)
+        self._landing = Landing(self.model, layout, untouched_parameters(spec))
         self._inlet = open_inlet(info, self._plan, rank, self.device, self._landing)
         self._adapters = None
         if (adapters := info.adapter_spec(spec)) is not None:

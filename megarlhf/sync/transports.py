@@ -56,6 +56,8 @@ class Transport:
         link: Device of the link's messages.
         any_node: Whether the two ends may be on different machines.
         transfer_mib: What one transfer of a message holds at most.
+        connections: See `Link`.
+        of_vllm: Both ends are vLLM's own: `vllm_transport`.
     """
 
     device: str
@@ -63,6 +65,8 @@ class Transport:
     link: str
     any_node: bool
     transfer_mib: int = 0
+    connections: int = 1
+    of_vllm: bool = False
 
     @property
     def transfer_bytes(self) -> int:
@@ -71,10 +75,11 @@ class Transport:
 
 
 TRANSPORTS = {
-    "gloo": Transport("cpu", None, "cpu", any_node=True, transfer_mib=2),
+    "gloo": Transport("cpu", None, "cpu", any_node=True, transfer_mib=2, connections=2),
     "shared_memory": Transport("cpu", SharedMemory, "cpu", any_node=False),
     "nccl": Transport("cuda", None, "cuda", any_node=True, transfer_mib=64),
     "cuda_ipc": Transport("cuda", CudaIpc, "cpu", any_node=False),
+    "nccl_m2n": Transport("cuda", None, "cuda", any_node=True, of_vllm=True),
 }
 
 
@@ -100,7 +105,7 @@ def choose(wanted: str, *, device: str, one_node: bool, colocated: bool) -> str:
         why = f"is for weights on {transport.device}, and these are on {device}"
     elif not transport.any_node and not one_node:
         why = "needs the engines on the machine of the trainer's ranks"
-    elif wanted == "nccl" and colocated:
+    elif transport.link == "cuda" and colocated:
         why = "cannot connect processes that share a GPU"
     if why is not None:
         raise UserError(
@@ -118,7 +123,7 @@ def open_outlet(
 ) -> Outlet:
     """Meet an engine, from a rank of the trainer."""
     transport = TRANSPORTS[info.transport]
-    link = Link(info, rank, _link_device(transport, device), store)
+    link = Link(info, rank, _link_device(transport, device), store, transport.connections)
     if transport.memory is None:
         return MessageOutlet(link, info.wire_dtype, transport.transfer_bytes)
     senders = {
@@ -134,7 +139,7 @@ def open_inlet(
     """Meet the trainer, from a worker of an engine."""
     transport = TRANSPORTS[info.transport]
     rank = info.trainer_topology.world + worker
-    link = Link(info, rank, _link_device(transport, device))
+    link = Link(info, rank, _link_device(transport, device), None, transport.connections)
     dtype = info.wire_dtype
     place = info.number, worker
     if transport.memory is None:

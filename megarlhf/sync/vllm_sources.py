@@ -4,8 +4,7 @@ For programs that use those engines in place of our stream. What lies where is r
 as everywhere else. Sources are collective over the ranks that share a model's layers.
 """
 
-from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.distributed as dist
@@ -16,48 +15,13 @@ from vllm.distributed.weight_transfer.m2n_common import (
     REPLICATED,
     M2NMesh,
     M2NParamMeta,
-    Placements,
 )
 from vllm.distributed.weight_transfer.m2n_source import M2NWeightSource
 
-from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights.layout import Parameter, parameters_of
-from megarlhf.models.weights.operations import Piece, Rect
+from megarlhf.models.weights.operations import Rect
 from megarlhf.parallel.topology import Topology
-
-
-class _Shards:
-    """One rank's parts of Hugging Face tensors."""
-
-    def __init__(self, spec: ModelSpec, topology: Topology, rank: int) -> None:
-        self._parts: dict[str, list[tuple[Parameter, Piece]]] = defaultdict(list)
-        seen = set()
-        for parameter in parameters_of(spec, topology, rank):
-            for piece in parameter.pieces:
-                name = parameter.sources[piece.source]
-                if (name, piece.hf) not in seen:  # not again from a tied copy
-                    seen.add((name, piece.hf))
-                    self._parts[name].append((parameter, piece))
-        for parts in self._parts.values():
-            parts.sort(key=lambda part: part[1].hf)
-
-    def names(self) -> Collection[str]:
-        """Tensors of which the rank has a part."""
-        return self._parts.keys()
-
-    def rects(self, name: str) -> list[Rect]:
-        """The boxes of a tensor that it has, in order."""
-        return [piece.hf for _, piece in self._parts[name]]
-
-    def values(
-        self, name: str, live: Sequence[Mapping[str, nn.Parameter]], dtype: torch.dtype
-    ) -> list[torch.Tensor]:
-        """What is in them."""
-        return [
-            live[parameter.chunk][parameter.name].detach()[piece.local.slices].to(dtype)
-            for parameter, piece in self._parts[name]
-        ]
+from megarlhf.sync.shards import Shards, even_cuts
 
 
 class WholeTensors(WeightSource):
@@ -84,7 +48,7 @@ class WholeTensors(WeightSource):
         self._spec, self._group, self._dtype = spec, group, dtype
         self._live = [dict(chunk.named_parameters()) for chunk in chunks]
         members = dist.get_process_group_ranks(group)
-        self._members = {member: _Shards(spec, topology, member) for member in members}
+        self._members = {member: Shards(spec, topology, member) for member in members}
         self._mine = self._members[rank]
         self._rank = rank
 
@@ -150,18 +114,10 @@ class LocalShards(M2NWeightSource):
         chunks: Sequence[nn.Module],
         dtype: torch.dtype,
     ) -> None:
-        if topology.pp > 1 or topology.ep > 1:
-            raise UserError(
-                "vLLM's nccl_m2n knows tensors that all ranks hold, not stages or cut experts",
-                where="model.parallel",
-                fix="use pipeline=1 and expert=1, or our own stream",
-            )
+        self._cuts = even_cuts(spec, topology, rank)
         self._spec, self._topology, self._dtype = spec, topology, dtype
         self._live = [dict(chunk.named_parameters()) for chunk in chunks]
-        self._shards = _Shards(spec, topology, rank)
-        self._boxes = {name: self._box(name) for name in spec.tensors}
-        place = topology.coordinates(rank).tp
-        self._placements = {name: self._placement(name, place) for name in spec.tensors}
+        self._shards = Shards(spec, topology, rank)
 
     def mesh(self) -> M2NMesh:
         """Replicas by tensor ranks, which are numbered first."""
@@ -171,15 +127,19 @@ class LocalShards(M2NWeightSource):
     def metadata(self) -> list[ParamMeta]:
         """Of every tensor, with the dimension that is cut."""
         return [
-            M2NParamMeta(name, self._spec.dtype_of(name, self._dtype), tuple(shape), placement)
-            for (name, shape), placement in zip(
-                self._spec.tensors.items(), self._placements.values(), strict=True
+            M2NParamMeta(
+                name,
+                self._spec.dtype_of(name, self._dtype),
+                tuple(self._spec.tensors[name]),
+                REPLICATED if dim is None else (REPLICATE, dim),
             )
+            for name, dim in self._cuts.items()
         ]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Each tensor's local shard."""
-        for name, box in self._boxes.items():
+        for name in self._cuts:
+            box = self._shards.box(name)
             dtype = self._spec.dtype_of(name, self._dtype)
             values = self._shards.values(name, self._live, dtype)
             shard = torch.empty(box.shape, dtype=dtype, device=values[0].device)
@@ -188,24 +148,3 @@ class LocalShards(M2NWeightSource):
                 ranges = zip(rect.ranges, starts, strict=True)
                 shard[tuple(slice(b - first, e - first) for (b, e), first in ranges)] = value
             yield name, shard
-
-    def _box(self, name: str) -> Rect:
-        """The box that this rank's parts make up together."""
-        rects = self._shards.rects(name)
-        ranges = zip(*(rect.ranges for rect in rects), strict=True)
-        return Rect(tuple((min(b for b, _ in r), max(e for _, e in r)) for r in ranges))
-
-    def _placement(self, name: str, place: int) -> Placements | None:
-        shape, box = tuple(self._spec.tensors[name]), self._boxes[name]
-        if sum(rect.numel for rect in self._shards.rects(name)) == box.numel:
-            if box == Rect.whole(shape):
-                return REPLICATED
-            for dim, size in enumerate(shape):
-                part = size // self._topology.tp
-                if box == Rect.whole(shape).along(dim, place * part, (place + 1) * part):
-                    return (REPLICATE, dim)
-        raise UserError(
-            f"vLLM's nccl_m2n knows even cuts only, and {name} {list(shape)} is cut otherwise",
-            where="model.parallel.tensor",
-            fix="use a size that divides the key/value heads and the vocabulary, or our own stream",
-        )

@@ -21,4 +21,5 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         cuda_graphs=rollout.cuda_graphs,
         seed=config.train.seed,
         sleeps_with_weights=config.lora.is_on,
+        transfer="nccl_m2n" if config.stream.transport == "nccl_m2n" else None,
     )

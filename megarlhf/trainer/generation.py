@@ -15,6 +15,7 @@ model saw, templates included: they are read without a template. A run that was 
 import math
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from megarlhf.trainer.rl_inputs import (
     reward_tokenizers,
 )
 from megarlhf.trainer.run_directory import RunDirectory
+from megarlhf.trainer.sampled_model import check_adapters, sampled_model
 from megarlhf.trainer.stopping import StopRequest
 
 SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"
@@ -52,13 +54,8 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
     refuse_agents(config, "generate")
     checks.check_rl(config)
-    if config.lora.is_on:
-        raise UserError(
-            "nothing is trained here, and adapters are not loaded",
-            where="lora",
-            fix="merge them first (megarlhf merge-lora), and set model.path to the result",
-        )
     spec = read_language_model(config.model.path)
+    check_adapters(config, spec)
     tokenizer = load_tokenizer(config.model.path)
     prompts = load_prompts(config.data, config.data.prompts, tokenizer)
     check_vocabulary((prompt.token_ids for prompt in prompts), tokenizer, spec)
@@ -77,10 +74,15 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
             progress.note(f"going on: {len(done)} of {len(prompts)} prompts are done")
         stopped = False
         if batches:
-            with reward, opener(placement_of(config, ["reward"])) as processes:
+            with ExitStack() as entered:
                 with progress.phase("start", setup=True):
+                    sampled = entered.enter_context(sampled_model(config))
+                    entered.enter_context(reward)
+                    processes = entered.enter_context(opener(placement_of(config, ["reward"])))
                     start_reward_models(config, reward.scorers, ModelGroups(config, processes))
-                    engines = EngineGroup(config, engine_settings(config), processes, progress.note)
+                    engines = EngineGroup(
+                        config, engine_settings(sampled), processes, progress.note
+                    )
                     engines.start()
                 with StopRequest() as stop:  # Ray takes the signals when it starts
                     for number, batch in enumerate(batches):
@@ -181,7 +183,9 @@ def _select(directory: Path) -> dict[str, float]:
             margin = high["reward"] - low["reward"]
             pairs.append({**row, "prompt": record["prompt"], **answers, "margin": margin})
     for name, rows in ((BEST, best), (PAIRS, pairs)):
-        (directory / name).unlink(missing_ok=True)
+        (directory / name).write_bytes(
+            b""
+        )  # without rows it is there too, and says so when it is read
         for row in rows:
             jsonl.append(directory / name, row)
     return {

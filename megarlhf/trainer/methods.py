@@ -47,7 +47,7 @@ class Method:
     """
 
     name: str
-    load: Callable[..., StoredRows[Example]]
+    load: Callable[..., StoredRows]
     preparation: Callable[[Parts], Preparation]
     scalar_head: bool = False
     judged_by: str = "accuracy"

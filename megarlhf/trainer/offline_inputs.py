@@ -6,7 +6,6 @@ from pathlib import Path
 from megarlhf.config import checks
 from megarlhf.config.schema import OfflineConfig
 from megarlhf.data.batches import ExampleStream
-from megarlhf.data.records import Example
 from megarlhf.data.store import StoredRows
 from megarlhf.errors import UserError
 from megarlhf.models.lora.attach import Adapters
@@ -42,8 +41,8 @@ class OfflineInputs:
     spec: ModelSpec
     topology: Topology
     adapters: Adapters | None
-    rows: StoredRows[Example]
-    held_out: StoredRows[Example] | None
+    rows: StoredRows
+    held_out: StoredRows | None
     stream: ExampleStream
     total_steps: int
 

@@ -41,7 +41,7 @@ class Parts:
     config: Any
     engine: ModelEngine
     frozen_copy: Callable[[], ModelEngine]
-    rows: Sequence[StoredRows[Example]]
+    rows: Sequence[StoredRows]
     directory: Path
     launched: LaunchedRank
 

@@ -23,7 +23,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
-from megarlhf.sync.engine_layout import check_streamable
+from megarlhf.sync.streamable import check_streamable
 from megarlhf.trainer.agent_sampling import scoring_of
 from megarlhf.trainer.ptx import PretrainingRows
 

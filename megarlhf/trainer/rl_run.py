@@ -10,6 +10,7 @@ from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.model_groups import ModelGroups
 from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.processes import Opener
+from megarlhf.cluster.stream_links import check_transport
 from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
@@ -81,6 +82,7 @@ class RLRun:
             self._exit.enter_context(self.inputs.reward)
             processes = self._exit.enter_context(self._open_processes(placement))
             note = self.log.progress.note
+            check_transport(config, self.inputs.spec, on_gpu=processes.on_gpu)
             groups = ModelGroups(config, processes)
             self.models = TrainedModels.placed(
                 config, algorithm, self.inputs.total_steps, groups, self.inputs.ptx, note

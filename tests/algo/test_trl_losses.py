@@ -4,6 +4,7 @@ Both sides take the same Hugging Face model in float64: a difference is one of t
 as an answer's token, or of what a mean is over. TRL is for this alone: requirements/dev.txt.
 """
 
+from collections import defaultdict
 from dataclasses import replace
 
 import pytest
@@ -28,6 +29,7 @@ pytestmark = pytest.mark.slow
 # float32: seen 2.8e-7 in the loss, 6.3e-7 in the gradient (relative, of all parameters).
 TOLERANCE = 1e-6
 ROWS = 6
+SMOOTHING = 0.15  # of cDPO
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +44,14 @@ def tokenizer():
 
 
 @pytest.fixture(scope="module")
-def rows():
+def rows(tokenizer):
+    """Their chosen answers are equally long: TRL's likelihood term is a mean over a batch's tokens."""
     from megarlhf.demo.task import draw_sums
 
-    sums = draw_sums("losses", ROWS, held_out=False)
+    by_length = defaultdict(list)
+    for one in draw_sums("losses", 20 * ROWS, held_out=False):
+        by_length[len(tokenizer(one.solution)["input_ids"])].append(one)
+    sums = max(by_length.values(), key=len)[:ROWS]
     return [
         {
             "prompt": s.question,
@@ -196,8 +202,19 @@ def test_supervised(model, tokenizer, rows, tmp_path):
     [
         ({}, {}),
         ({"beta": 0.3, "kind": "ipo"}, {"beta": 0.3, "loss_type": "ipo"}),
+        (
+            {"label_smoothing": SMOOTHING},
+            # TRL has not cDPO, (1 - e) S + e F of the losses S of a pair and F of the pair turned
+            # round, but S and ((1 - e) S - e F) / (1 - 2 e), robust DPO, and sums of losses.
+            {
+                "label_smoothing": SMOOTHING,
+                "loss_type": ["sigmoid", "robust"],
+                "loss_weights": [2 * (1 - SMOOTHING), 2 * SMOOTHING - 1],
+            },
+        ),
+        ({"nll_coef": 0.4}, {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.4]}),
     ],
-    ids=["sigmoid", "ipo"],
+    ids=["sigmoid", "ipo", "cdpo", "nll"],
 )
 def test_preference(model, tokenizer, rows, tmp_path, ours, settings):
     reference = language_model(tokenizer, seed=2)
@@ -212,6 +229,7 @@ def test_preference(model, tokenizer, rows, tmp_path, ours, settings):
         config=settings,
     )
     sequences = with_reference(reference, paired(sequences_of(batch)))
+    assert len({sum(chosen.loss_mask) for chosen in sequences[::2]}) == 1  # see `rows`
     loss = PreferenceLoss(PreferenceLossConfig(**ours), sequence_sums)
     outputs = logprobs_of(model, sequences, packed(sequences))
     agree(loss, outputs, None, sequences, model, theirs, slopes)

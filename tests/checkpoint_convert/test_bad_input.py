@@ -12,7 +12,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.loading import load_huggingface
 from megarlhf.parallel.topology import Topology
 from tests.checkpoint_convert.damage import NORM, change, cut, flip, refusal, rewrite_metadata
-from tests.checkpoint_convert.models import convert
+from tests.checkpoint_convert.models import convert, write_random
 from tests.models.tiny import stand_ins
 from tools.checkpoint_convert.checkpoints import open_checkpoint
 
@@ -147,6 +147,23 @@ def test_what_else_lies_in_a_hugging_face_directory(copy, capsys):
     (copy / "hf/model.safetensors.index.json").write_text(json.dumps(index))
     (copy / "hf/metadata.json").write_text("{}")
     convert("verify", copy / "hf", copy / "megatron")
+
+
+def test_a_second_copy_of_tied_embeddings(tmp_path, capsys):
+    """Is left out where it is one; another tensor would be the head for Hugging Face."""
+    source = write_random(tmp_path / "hf", "qwen2-tied", num_hidden_layers=1)
+    file = source / "model.safetensors"
+    second = load_file(file)["model.embed_tokens.weight"].clone()
+    change(file, **{"lm_head.weight": second})
+    convert("hf-to-megatron", "--hf", source, "--out", tmp_path / "m")
+    assert "left out, as the model does not use them: lm_head.weight" in capsys.readouterr().out
+    second[5, 5] += 1
+    change(file, **{"lm_head.weight": second})
+    said = refusal(capsys, "hf-to-megatron", "--hf", source, "--out", tmp_path / "out")
+    assert "ties lm_head.weight to model.embed_tokens.weight, but they are different" in said
+    spec, topology = ModelSpec.read(source), Topology(world=1)
+    with pytest.raises(UserError, match="set tie_word_embeddings to false"):
+        load_huggingface(spec, topology, 0, stand_ins(spec, topology, 0))
 
 
 def test_a_flipped_bit_is_found_and_its_tensor_named(copy, capsys):

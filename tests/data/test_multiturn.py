@@ -3,6 +3,7 @@ import pytest
 from megarlhf.config.schema import SupervisedDataConfig
 from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
+from tests.data.rows import FirstSequences
 
 DIALOGUE = [
     {"role": "system", "content": "Be brief."},
@@ -18,7 +19,7 @@ def load(write_rows, tokenizer, *conversations, **settings):
     spec = write_rows([{"messages": messages} for messages in conversations])
     settings = {"input_key": "messages", "output_key": None, **settings}
     config = SupervisedDataConfig(train=spec, apply_chat_template=True, **settings)
-    return load_supervised(config, tokenizer).mapped(lambda example: example.sequences[0])
+    return FirstSequences(load_supervised(config, tokenizer))
 
 
 def runs(sequence, tokenizer):

@@ -138,13 +138,26 @@ def test_splits_of_a_directory(tmp_path):
     for name in ("train-00000", "train-00001", "test"):
         (tmp_path / f"{name}.jsonl").write_text(f'{{"q": "{name}"}}\n')
     spec = f"json@{tmp_path}"
-    assert len(list(Selection(spec))) == 3
-    train = [row.values["q"] for row in Selection(spec, "train")]
-    assert train == ["train-00000", "train-00001"]
+    for split in ("train", None):  # unasked, nobody trains on what is called test
+        train = [row.values["q"] for row in Selection(spec, split)]
+        assert train == ["train-00000", "train-00001"]
     with pytest.raises(UserError, match=r"no .* file of the split 'dev'"):
         list(Selection(spec, "dev"))
     with pytest.raises(UserError, match="one file has no split 'test'"):
         list(Selection(f"{spec}/test.jsonl", "test"))
+    (tmp_path / "parts").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "parts" / f"{name}.jsonl").write_text('{"q": 1}\n')
+    assert len(list(Selection(f"json@{tmp_path}/parts"))) == 2
+
+
+def test_rows_without_splits_have_none(tmp_path):
+    import datasets
+
+    datasets.Dataset.from_list([{"q": 1}]).save_to_disk(tmp_path / "saved")
+    assert len(list(Selection(str(tmp_path / "saved")))) == 1
+    with pytest.raises(UserError, match="it has no splits, so none called dev"):
+        list(Selection(str(tmp_path / "saved"), "dev"))
 
 
 def test_splits_and_configurations_of_a_name(monkeypatch):

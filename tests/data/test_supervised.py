@@ -4,11 +4,12 @@ from megarlhf.config.schema import SupervisedDataConfig
 from megarlhf.data.stream import ShuffledStream
 from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
+from tests.data.rows import FirstSequences
 
 
 def load(spec, tokenizer, **settings):
     rows = load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
-    return rows.mapped(lambda example: example.sequences[0])
+    return FirstSequences(rows)
 
 
 def parts(sequence, tokenizer):

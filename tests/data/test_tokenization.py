@@ -16,6 +16,7 @@ from megarlhf.data.steps import load_steps
 from megarlhf.data.stream import ShuffledStream, _token_hash
 from megarlhf.data.supervised import load_supervised
 from megarlhf.errors import UserError
+from tests.data.rows import FirstSequences
 
 ROWS = [{"input": f"{n}+1=", "output": str(n + 1)} for n in range(25)]
 
@@ -27,7 +28,7 @@ def small_pieces(monkeypatch):
 
 def load(spec, tokenizer, **settings):
     rows = load_supervised(SupervisedDataConfig(train=spec, **settings), tokenizer)
-    return rows.mapped(lambda example: example.sequences[0])
+    return FirstSequences(rows)
 
 
 def test_what_is_stored_is_read_back():
@@ -88,7 +89,7 @@ def test_a_cache_is_filled_once_and_read_from_disk(write_rows, tokenizer, tmp_pa
     second = load(spec, tokenizer, **settings)
     assert list(second) == list(first)
     assert (second.report, second.token_hash) == (first.report, first.token_hash)
-    assert pyarrow.total_allocated_bytes() == before  # mapped, not read
+    assert pyarrow.total_allocated_bytes() <= before  # mapped, not read
     assert len([entry for entry in cache.iterdir() if entry.is_dir()]) == 1
 
 

@@ -7,6 +7,7 @@ from megarlhf.data.prompts import load_prompts
 from megarlhf.data.supervised import load_supervised
 from megarlhf.demo.model import make_model
 from megarlhf.demo.task import draw_sums, write_task
+from tests.data.rows import FirstSequences
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_data_layer_reads_prompts(folder, tokenizer):
 
 def test_the_data_layer_reads_supervised_rows(folder, tokenizer):
     config = SupervisedDataConfig(train=f"json@{folder}/sft.jsonl", apply_chat_template=True)
-    rows = load_supervised(config, tokenizer).mapped(lambda example: example.sequences[0])
+    rows = FirstSequences(load_supervised(config, tokenizer))
     assert len(rows) == 64
     for row in rows:
         output = [

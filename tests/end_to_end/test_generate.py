@@ -5,15 +5,21 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import ClassVar
 
+import pytest
+import torch
 from transformers import AutoTokenizer
 
 from megarlhf.config import schema
 from megarlhf.config.loader import load
 from megarlhf.data.records import Sample
+from megarlhf.errors import UserError
+from megarlhf.models.lora.adapter import PREFIX
 from megarlhf.report import jsonl
 from megarlhf.report.metrics import MetricsLog
 from megarlhf.trainer import generation
 from megarlhf.trainer.offline_inputs import prepare
+from tests.lora.jobs import write_adapters
+from tests.models.tiny import read_tensors
 
 ITERATE = Path(__file__).parents[2] / "launch" / "iterate.sh"
 
@@ -23,11 +29,13 @@ def read(file):
 
 
 def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_dir):
-    """launch/iterate.sh: vLLM samples, the reward scores, DPO learns from the pairs."""
+    """launch/iterate.sh: vLLM samples with adapters, the reward scores, DPO trains others."""
+    write_adapters(tmp_path / "adapter", model_dir, targets=("q_proj",))
     _, _, _, _, *settings = rl_command(tmp_path, "data.max_samples=10", "rollout.max_new_tokens=24")
     theirs = [s for s in settings if not s.startswith(("output.dir", "model.path"))]
     command = [str(ITERATE), "dpo", "--model", str(model_dir), "--rounds", "1"]
-    command += ["--out", str(tmp_path)]
+    command += ["--out", str(tmp_path), "--generate", f"lora.path={tmp_path / 'adapter'}"]
+    command += ["--train", "lora.rank=2"]
     for setting in theirs:
         command += ["--generate", setting]
     for setting in ("model.dtype=float32", "train.batch_size=4", "train.steps=2"):
@@ -42,7 +50,7 @@ def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_d
         whole = [r for r in samples[row["step"]]["responses"] if r["finish_reason"] == "stop"]
         assert row["reward"] == max(response["reward"] for response in whole)
     trained = tmp_path / "round-1" / "train"
-    assert (trained / "model" / "model.safetensors").is_file()
+    assert (trained / "model" / "model.safetensors").is_file()  # merged, for the next round
     assert [row["step"] for row in MetricsLog.read(trained)] == [1, 2]
 
     overrides = [
@@ -61,9 +69,11 @@ class Engines:
     """Answers by the seed alone, as vLLM does."""
 
     asked: ClassVar[list[int]] = []
+    made: ClassVar[list["Engines"]] = []
 
-    def __init__(self, *_):
-        pass
+    def __init__(self, config, settings, *_):
+        self.model = read_tensors(Path(settings.model_path))
+        self.made.append(self)
 
     def start(self):
         pass
@@ -98,6 +108,38 @@ def test_a_run_that_was_killed_goes_on(tmp_path, rl_command, monkeypatch, capsys
     assert "6 of 10 prompts are done" in capsys.readouterr().out
     assert jsonl.read(out / "samples.jsonl") == [json.loads(line) for line in lines]
     assert all((out / f"{name}.jsonl").read_text() == whole[name] for name in ("best", "pairs"))
+
+
+def test_adapters_are_sampled_with(tmp_path, rl_command, model_dir, monkeypatch):
+    monkeypatch.setattr(generation, "EngineGroup", Engines)
+    tensors = write_adapters(tmp_path / "adapter", model_dir, targets=("q_proj",))
+    _, _, _, _, *overrides = rl_command(tmp_path / "out", "data.max_samples=2", "reward.workers=0")
+    overrides.append(f"lora.path={tmp_path / 'adapter'}")
+    generation.generate(load(schema.RLConfig, None, overrides), nothing_kept)
+    found, base = Engines.made[-1].model, read_tensors(model_dir)
+    name = "model.layers.1.self_attn.q_proj."
+    down, up = (tensors[f"{PREFIX}{name}lora_{matrix}.weight"] for matrix in "AB")
+    expected = base[f"{name}weight"] + 7 / 3 * up @ down
+    assert torch.allclose(found[f"{name}weight"], expected, atol=1e-6)
+    assert torch.equal(found["lm_head.weight"], base["lm_head.weight"])
+    assert not (tmp_path / "out" / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["lora.rank=4"], "lora.rank: nothing is trained here, and new adapters add nothing"),
+        (["lora.path=ADAPTER", "lora.base=nf4"], "lora.base: is nf4, but adapters are sampled"),
+        (["lora.path=nowhere"], "adapter_config.json is missing"),
+    ],
+)
+def test_adapters_that_cannot_be_sampled_with(tmp_path, rl_command, model_dir, settings, said):
+    write_adapters(tmp_path / "adapter", model_dir)
+    settings = [setting.replace("ADAPTER", str(tmp_path / "adapter")) for setting in settings]
+    _, _, _, _, *overrides = rl_command(tmp_path / "out", *settings)
+    with pytest.raises(UserError) as refused:
+        generation.generate(load(schema.RLConfig, None, overrides), nothing_kept)
+    assert said in str(refused.value)
 
 
 def test_best_and_pairs_of_what_was_sampled(tmp_path):

@@ -32,6 +32,7 @@ ROWS = {
 }
 ROWS[schema.KDConfig] = [{"input": f"{a} plus {b}", "output": b} for a, b in PAIRS]
 ROWS[schema.DPOConfig] = ROWS[schema.RMConfig]
+STOPPED_AFTER = {"rm": 1, "prm": 3, "dpo": 2, "kto": 3, "kd": 1}  # steps, of 4
 METHODS = {
     "rm": (schema.RMConfig, ["model.parallel.tensor=2"]),
     "prm": (schema.PRMConfig, ["model.parallel.pipeline=2"]),
@@ -79,8 +80,8 @@ def command(model_dir, teacher_dir, tmp_path):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_was_stopped_repeats_the_whole_one(ranks, command, tmp_path, method):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    settings = ("train.steps=4", "train.save_every=2")
+    whole, parts, last = tmp_path / "whole", tmp_path / "parts", STOPPED_AFTER[method]
+    settings = ("train.steps=4", f"train.save_every={last}", "train.keep_checkpoints=4")
     summary = ranks.run(2, run_commands, [command(method, "whole", *settings)])[0][0]
     uncut = figures(whole)
     assert [row["step"] for row in uncut] == [0, 1, 2, 3, 4]
@@ -91,7 +92,8 @@ def test_a_run_that_was_stopped_repeats_the_whole_one(ranks, command, tmp_path, 
         assert margin(whole / "model") == pytest.approx(uncut[4]["eval_margin"], abs=1e-5)
 
     shutil.copytree(whole, parts)
-    shutil.rmtree(parts / "checkpoints" / "step-00000004")
+    for step in range(last + 1, 5):
+        shutil.rmtree(parts / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
     shutil.rmtree(parts / "model")
     ranks.run(2, run_commands, [command(method, "parts", *settings)])
     assert figures(parts) == uncut  # bit for bit, held-out figures included
@@ -106,20 +108,19 @@ def margin(directory: Path) -> float:
 
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForSequenceClassification.from_pretrained(directory).eval()
-    model.config.pad_token_id = None  # it is EOS: the class would look one token before it
 
-    def score(prompt, answer):
+    def scores(kind):
         ids = [
-            *tokenizer(prompt)["input_ids"],
-            *tokenizer(answer, add_special_tokens=False)["input_ids"],
-            tokenizer.eos_token_id,
+            [
+                *tokenizer(row["prompt"])["input_ids"],
+                *tokenizer(row[kind], add_special_tokens=False)["input_ids"],
+                tokenizer.eos_token_id,
+            ]
+            for row in ROWS[schema.RMConfig][:4]
         ]
-        return model(torch.tensor([ids])).logits.item()
+        return model(**tokenizer.pad({"input_ids": ids}, return_tensors="pt")).logits
 
-    rows = ROWS[schema.RMConfig][:4]
-    return sum(
-        score(row["prompt"], row["chosen"]) - score(row["prompt"], row["rejected"]) for row in rows
-    ) / len(rows)
+    return (scores("chosen") - scores("rejected")).mean().item()
 
 
 @pytest.mark.parametrize(

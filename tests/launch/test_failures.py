@@ -73,6 +73,16 @@ def test_a_fit_node_says_what_all_must_agree_on(tmp_path: Path):
     assert f"Python {sys.version.split()[0]}, torch 2" in agreed
 
 
+def test_a_gpu_that_hangs_is_not_waited_for(tmp_path: Path):
+    program(tmp_path / "nvidia-smi", "exec sleep 60\n")
+    code = "import check_node as c; c.HANGS_AFTER_S = 0.2; print(c.check_gpus())"
+    env = environment(tmp_path, PYTHONPATH=str(LAUNCH))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=30
+    )
+    assert "a GPU hangs: nvidia-smi has not answered in 0.2 s" in done.stdout
+
+
 def test_an_unfit_node_says_all_that_is_wrong(tmp_path: Path):
     program(tmp_path / "nvidia-smi", "printf '0, 3, 0\\n1, 40960, [N/A]\\n2, 3, 4\\n'")
     done = check(tmp_path / "none", "192.0.2.1", SLURM_GPUS_ON_NODE="4")

@@ -20,10 +20,10 @@ from megarlhf.parallel.topology import Topology
 from tests.engine import jobs
 
 
-def write_adapters(directory: Path, model: Path, *, seed=0, **settings) -> dict:
-    """Adapters in PEFT's format in which B is not 0; their tensors."""
+def write_adapters(directory: Path, model: Path, *, seed=0, head=None, **settings) -> dict:
+    """Adapters in PEFT's format in which B is not 0, perhaps of a reward model; their tensors."""
     adapter = Adapter(**{"rank": 3, "alpha": 7.0, "targets": ("all-linear",), **settings})
-    spec = AdapterSpec.of(ModelSpec.read(model), adapter)
+    spec = AdapterSpec.of(ModelSpec.read(model, scalar_head=head), adapter)
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(shape, generator=generator) * 0.1 for name, shape in spec.tensors.items()
@@ -34,8 +34,10 @@ def write_adapters(directory: Path, model: Path, *, seed=0, **settings) -> dict:
     return tensors
 
 
-def build(rank, world, path, parallel, start, *, dtype="float32", base="full", dropout=0.0, **rest):
-    """An engine that goes on from adapters in files."""
+def build(
+    rank, world, path, parallel, start, *, dtype="float32", base=("full",), dropout=0.0, **rest
+):
+    """An engine that goes on from adapters in files; ``base`` is how its linears are held."""
     parallel = ParallelConfig(**parallel)
     spec, topology = ModelSpec.read(path), Topology.of(parallel, world)
     adapters = read(Path(start), spec)
@@ -48,7 +50,7 @@ def build(rank, world, path, parallel, start, *, dtype="float32", base="full", d
         rank,
         micro_batch_tokens=64,
         optimizer=jobs.OPTIMIZER,
-        adapters=Adapters(adapters, seed=1, start=Path(start), base=base),
+        adapters=Adapters(adapters, 1, Path(start), *base),
     )
 
 
@@ -64,44 +66,40 @@ def write_back(rank, world, path, parallel, start, directory):
     write_result(engine, Path(directory), torch.float32)
 
 
-def train_and_compare(rank, world, path, parallel, start, sequences, steps, merged, settings):
-    """Every step's metrics; log-probabilities before, of merged weights, and of the reference after."""
+def merged_logprobs(rank, world, path, sequences):
+    """Log-probabilities of merged weights."""
+    return jobs.build(rank, world, path, {}, optimizer=None).logprobs(sequences)
+
+
+def train_and_compare(rank, world, path, parallel, start, sequences, steps, settings):
+    """Every step's metrics; log-probabilities before, and of the reference after."""
     engine = build(rank, world, path, parallel, start, **settings)
     before = engine.logprobs(sequences)
-    plain = ModelEngine(
-        ModelSpec.read(merged),
-        ModelConfig(str(merged), "float32"),
-        engine.topology,
-        engine.groups,
-        rank,
-        micro_batch_tokens=64,
-    )
-    of_merged = plain.logprobs(sequences)
     metrics = jobs.train(engine, sequences, steps)
     reference = BeforeTraining(engine).logprobs(sequences)
     after = engine.logprobs(sequences)  # of all ranks together, whoever knows the result
     assert not before or after != before
-    return metrics, before, of_merged, reference
+    return metrics, before, reference
 
 
-def save_then_train(rank, world, path, parallel, start, sequences, directory):
+def save_then_train(rank, world, path, parallel, start, sequences, directory, settings):
     """Two steps, a checkpoint, two more steps; the metrics of those."""
-    engine = build(rank, world, path, parallel, start)
+    engine = build(rank, world, path, parallel, start, **settings)
     jobs.train(engine, sequences, 2)
     checkpoint.save(engine, Path(directory))
     return jobs.train(engine, sequences, 2)
 
 
-def load_then_train(rank, world, path, parallel, start, sequences, directory):
+def load_then_train(rank, world, path, parallel, start, sequences, directory, settings):
     """A fresh engine goes on from a checkpoint."""
-    engine = build(rank, world, path, parallel, start)
+    engine = build(rank, world, path, parallel, start, **settings)
     checkpoint.load(engine, Path(directory))
     return jobs.train(engine, sequences, 2)
 
 
-def packed(rank, world, path, parallel, start, sequences, steps):
+def packed(rank, world, path, parallel, start, sequences, steps, double):
     """As `train` with a base in 4 bits; and the bytes of parameters and buffers of each dtype."""
-    engine = build(rank, world, path, parallel, start, base="nf4")
+    engine = build(rank, world, path, parallel, start, base=("nf4", double))
     metrics = jobs.train(engine, sequences, steps)
     held = {}
     for chunk in engine.chunks:

@@ -137,6 +137,7 @@ def change(directory, **settings):
     [
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
+        ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' is not"),
         ({"r": 0}, "must be greater than 0"),
         ({"r": 4}, "has shape"),
         ({"modules_to_save": ["embed_tokens", "lm_head"]}, "only a reward model's head"),
@@ -171,4 +172,14 @@ def test_an_unknown_target_is_named(llama):
 
 def test_rows_that_are_no_whole_blocks_are_refused(llama):
     with pytest.raises(UserError, match=r"rows of 32 elements on a rank: nf4 quantizes 64"):
-        check_quantizable(ModelSpec.read(llama), Topology(1))
+        check_quantizable(ModelSpec.read(llama), Topology(1), double=False)
+
+
+def test_scales_that_are_no_whole_groups_are_refused(tmp_path):
+    sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 16, "num_attention_heads": 8}
+    spec = ModelSpec.read(write_llama(tmp_path, **sizes))
+    check_quantizable(spec, Topology(2, tp=2), double=False)
+    with pytest.raises(
+        UserError, match=r"q_proj\.weight and .* do not meet on a rank at multiples"
+    ):
+        check_quantizable(spec, Topology(2, tp=2), double=True)

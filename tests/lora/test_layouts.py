@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from megarlhf.models.lora import nf4
+from megarlhf.models.lora import nf4, scales
 from megarlhf.models.lora.merging import merge
 from tests.engine.jobs import make_sequences
 from tests.engine.layouts import LAYOUTS
@@ -64,7 +64,7 @@ def test_a_run_goes_on_from_its_adapters_under_another_layout(ranks, llama, tmp_
     model, start, sequences, _ = llama
     world, parallel = LAYOUTS["tp2.pp2.sp"]
     (tmp_path / "step").mkdir()
-    arguments = start, sequences, tmp_path / "step"
+    arguments = start, sequences, tmp_path / "step", {}
     expected = ranks.run(world, jobs.save_then_train, model, parallel, *arguments)[0]
     written = FileSystemReader(tmp_path / "step").read_metadata().state_dict_metadata
     assert all("_lora." in key or key.startswith("random") for key in written)  # not the base
@@ -87,14 +87,16 @@ def test_families_and_their_experts(ranks, tmp_path, family, layouts):
     model = write_model(family, tmp_path / "model")
     jobs.write_adapters(tmp_path / "adapter", model)
     merge(model, tmp_path / "adapter", tmp_path / "merged")
-    arguments = tmp_path / "adapter", make_sequences(101, LENGTHS), 2, tmp_path / "merged"
+    sequences = make_sequences(101, LENGTHS)
+    merged = gather(ranks.run(1, jobs.merged_logprobs, tmp_path / "merged", sequences))
+    arguments = tmp_path / "adapter", sequences, 2
     runs = [(1, {}, {}), *((world, parallel, {}) for world, parallel in layouts)]
     runs.append((1, {}, {"experts": "grouped"}))
     results = []
     for world, parallel, settings in runs:
         outcome = ranks.run(world, jobs.train_and_compare, model, parallel, *arguments, settings)
         metrics, *logprobs = zip(*outcome, strict=True)
-        before, merged, reference_after = (gather(parts) for parts in logprobs)
+        before, reference_after = (gather(parts) for parts in logprobs)
         for ours, theirs in zip(before, merged, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
         for ours, theirs in zip(reference_after, before, strict=True):
@@ -120,24 +122,48 @@ def test_dropout_is_of_training_only_and_the_same_when_computed_again(ranks, lla
     assert (dropped, after) == (again, after_again)
 
 
-@pytest.mark.parametrize("layout", ["tp1", "tp2.sp"])
-def test_a_base_in_4_bits(ranks, tmp_path, layout):
-    """As plain torch on the weights that the 4 bits stand for."""
+@pytest.fixture
+def in_blocks(tmp_path):
+    """A model whose rows are whole blocks, and adapters for it."""
     sizes = {"hidden_size": 128, "intermediate_size": 128, "head_dim": 32, "num_hidden_layers": 2}
     model = write_llama(tmp_path / "model", **sizes)
-    tensors = jobs.write_adapters(tmp_path / "adapter", model)
+    return model, tmp_path / "adapter", jobs.write_adapters(tmp_path / "adapter", model)
+
+
+@pytest.mark.parametrize(
+    ("layout", "double"), [("tp1", False), ("tp2.sp", False), ("tp2.sp", True)]
+)
+def test_a_base_in_4_bits(ranks, in_blocks, layout, double):
+    """As plain torch on the weights that the 4 bits stand for."""
+    model, start, tensors = in_blocks
     sequences = make_sequences(101, LENGTHS)
     plain = reference.adapted_model(model, tensors, 7 / 3)
     for module in plain.modules():
         if isinstance(module, reference.Adapted):
             weight = module.linear.weight
-            weight.copy_(nf4.dequantize(*nf4.quantize(weight), torch.float32))
+            packed, largest = nf4.quantize(weight)
+            if double:
+                largest = scales.unpack(*scales.pack(largest))
+            weight.copy_(nf4.dequantize(packed, largest, torch.float32))
     expected = reference.train(plain, sequences, STEPS)
     world, parallel = LAYOUTS[layout]
-    outcome = ranks.run(world, jobs.packed, model, parallel, tmp_path / "adapter", sequences, STEPS)
+    outcome = ranks.run(world, jobs.packed, model, parallel, start, sequences, STEPS, double)
     assert_same([found[:2] for found in outcome], expected, parallel)
     elements = sum(
         tensor.numel() for name, tensor in read_tensors(model).items() if "_proj" in name
     )
-    held = outcome[0][2]
-    assert held == {torch.uint8: elements // world // 2, torch.float32: elements // world // 16}
+    blocks = elements // world // nf4.BLOCK
+    in_bytes, in_floats = (blocks, 2 * blocks // scales.ROWS) if double else (0, blocks)
+    packed = elements // world // 2
+    assert outcome[0][2] == {torch.uint8: packed + in_bytes, torch.float32: 4 * in_floats}
+
+
+def test_a_run_in_4_bits_goes_on_as_it_would_have(ranks, in_blocks, tmp_path):
+    """Bit for bit, with dropout."""
+    model, start, _ = in_blocks
+    world, parallel = LAYOUTS["tp2"]
+    (tmp_path / "step").mkdir()
+    settings = {"base": ("nf4", True), "dropout": 0.3}
+    arguments = start, make_sequences(101, LENGTHS), tmp_path / "step", settings
+    expected = ranks.run(world, jobs.save_then_train, model, parallel, *arguments)
+    assert ranks.run(world, jobs.load_then_train, model, parallel, *arguments) == expected

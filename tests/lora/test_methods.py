@@ -93,6 +93,7 @@ def test_commands_write_adapters_and_go_on_from_them(ranks, command, tmp_path):
         (["lora.rank=4", "lora.target_modules=[q_prj]"], "no linear q_prj"),
         (["lora.path=nowhere"], "adapter_config.json is missing"),
         (["lora.rank=4", "lora.base=nf4", "model.experts=grouped"], "model.experts: experts with"),
+        (["lora.rank=4", "lora.double_quant=true"], "lora.double_quant: is of a base in 4 bits"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(command, settings, said):

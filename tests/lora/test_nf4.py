@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from megarlhf.models.lora import nf4
+from megarlhf.models.lora import nf4, scales
 
 
 def test_the_values_are_quantiles_of_the_normal_distribution():
@@ -44,8 +44,42 @@ def test_parts_are_quantized_as_the_whole():
     assert torch.equal(part, whole[2:5, 64:192])
 
 
+def test_scales_are_the_nearest_of_256_values_of_their_group():
+    largest = torch.rand(96, 5, generator=torch.Generator().manual_seed(3)) + 1
+    largest[:32, 2] = 0.0  # blocks of zeros
+    largest[32:64, 3] = 0.7  # all alike
+    found = scales.unpack(*scales.pack(largest))
+    groups, values = (tensor.view(3, 32, 5) for tensor in (largest, found))
+    means = groups.mean(1, keepdim=True)
+    spreads = (groups - means).abs().amax(1, keepdim=True)
+    nearest = (groups - means - spreads * scales.TABLE.view(-1, 1, 1, 1)).abs().amin(0)
+    # A sum and a product are rounded: seen 1.2e-7 of scales up to 2.
+    assert (values - groups).abs() == pytest.approx(nearest.numpy(), abs=4e-7)
+    assert (nearest <= 0.0071 * spreads + 1e-7).all()  # half a step of the uppermost decade
+    part = scales.unpack(*scales.pack(largest[32:, 1:4]))
+    assert torch.equal(part, found[32:, 1:4])
+
+
+def bitsandbytes():
+    return pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is absent")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gpu_kernels_unpack_the_same_numbers(dtype):
+    bitsandbytes()
+    weight = torch.randn(48, 256, generator=torch.Generator().manual_seed(4)).cuda()
+    packed = nf4.quantize(weight)
+    assert torch.equal(nf4.dequantize(*packed, dtype), nf4.in_plain_torch(*packed, dtype))
+
+
+def test_bitsandbytes_has_the_same_table_of_8_bits():
+    theirs = bitsandbytes().create_dynamic_map()
+    assert scales.TABLE.numpy() == pytest.approx(theirs.numpy(), abs=1e-7)
+
+
 def test_bitsandbytes_packs_alike():
-    functional = pytest.importorskip("bitsandbytes.functional", reason="bitsandbytes is absent")
+    functional = bitsandbytes()
     weight = torch.randn(16, 128, generator=torch.Generator().manual_seed(2))
     theirs, state = functional.quantize_4bit(weight, quant_type="nf4", blocksize=nf4.BLOCK)
     packed, largest = nf4.quantize(weight)

@@ -1,5 +1,7 @@
 """PEFT itself reads our files and computes what our reference does."""
 
+import json
+
 import peft
 import pytest
 import torch
@@ -47,6 +49,30 @@ def test_we_read_what_peft_writes(tmp_path):
     ours, theirs = (read_tensors(tmp_path / name) for name in ("adapter", "theirs"))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name].double(), theirs[name].double()) for name in ours)
+
+
+def test_a_reward_models_adapters(tmp_path):
+    """PEFT names two heads of a classifier and stores the one that there is."""
+    from transformers import AutoModelForSequenceClassification
+
+    def scorer(path):
+        made = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+        return made.double().eval()
+
+    model = write_model("llama", tmp_path / "model")
+    tensors = write_adapters(tmp_path / "adapter", model, head="score")
+    merge(model, tmp_path / "adapter", tmp_path / "merged")
+    theirs = peft.PeftModel.from_pretrained(scorer(model), tmp_path / "adapter")
+    ids = torch.randint(0, 101, (1, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        scores = [made(ids).logits.item() for made in (theirs, scorer(tmp_path / "merged"))]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-5)  # merged weights are in fp32
+    theirs.save_pretrained(tmp_path / "theirs")
+    named = json.loads((tmp_path / "theirs" / peft_config.CONFIG).read_text())["modules_to_save"]
+    assert set(named) == {"classifier", "score"}
+    assert peft_config.head_of(tmp_path / "theirs") == "score"
+    found = peft_config.read(tmp_path / "theirs", ModelSpec.read_scalar(model))
+    assert found.tensors.keys() == tensors.keys()
 
 
 @pytest.mark.parametrize("family", ["llama", "mixtral", "qwen3-moe"])

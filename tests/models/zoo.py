@@ -81,10 +81,11 @@ FAMILIES = {
 MIXTURES = {name for name, (_, settings) in FAMILIES.items() if "num_experts_per_tok" in settings}
 
 
-def write_model(family: str, directory: Path) -> Path:
+def write_model(family: str, directory: Path, **changed) -> Path:
     """A model in which no two tensors, norms and biases included, are alike.
 
-    With ``-rm`` behind the family's name it is a reward model, with a scalar head.
+    With ``-rm`` behind the family's name it is a reward model, with a scalar head. Settings of its
+    family can be changed.
     """
     import transformers
 
@@ -92,7 +93,7 @@ def write_model(family: str, directory: Path) -> Path:
     name, settings = FAMILIES[family.removesuffix("-rm")]
     kind = "SequenceClassification" if is_scalar else "CausalLM"
     labels = {"num_labels": 1, "pad_token_id": 0} if is_scalar else {}
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings, **labels})
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **settings, **labels, **changed})
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = getattr(transformers, f"{name}For{kind}")(config)

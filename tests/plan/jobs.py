@@ -3,14 +3,13 @@
 import io
 import logging
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch.distributed as dist
 
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
-from megarlhf.config.schema import ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.config.schema import LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
@@ -19,20 +18,31 @@ from megarlhf.plan import search, tool
 from megarlhf.plan.fake_run import measure, run_rank
 from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
-from megarlhf.plan.memory import Devices, RoleRun, training_places
-from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, roles_of
+from megarlhf.plan.making import make_plan
+from megarlhf.plan.roles import SCORE, TRAIN, Role, Work, before_training
 from megarlhf.plan.subject import read_subject
 
 
 def role_of(
-    path, parallel, world, *, tokens=64, dtype="bfloat16", recompute="none", score=True, **adam
+    path,
+    parallel,
+    world,
+    *,
+    tokens=64,
+    dtype="bfloat16",
+    recompute="none",
+    score=True,
+    lora=None,
+    averaging=None,
+    reference=False,
+    **adam,
 ):
     topology = Topology.of(ParallelConfig(**parallel), world)
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
     )
     work = Work(sequences=8 * topology.dp, tokens=tokens)
-    return Role(
+    role = Role(
         name="model",
         ranks="model",
         spec=ModelSpec.read(path),
@@ -42,7 +52,10 @@ def role_of(
         optimizer=OptimizerConfig(**adam),
         loss=NegativeLogLikelihood(),
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
+        lora=LoraConfig(**(lora or {})),
+        averaging=averaging,
     )
+    return before_training(role, "reference", work) if reference else role
 
 
 def real_run(rank, world, path, parallel, settings):
@@ -73,11 +86,17 @@ def fake_runs(rank, world, cases):
         ]
 
 
-def deep_stage(rank, world, path, parallel, size, stage):
-    """A stage extrapolated from few layers, and run with all of them."""
+def deep_stages(rank, world, cases):
+    """Stages extrapolated from few layers, and run with all of them."""
     with _without_world():
-        role = role_of(path, parallel, size, recompute="full", score=False)
-        return [run_stage(role, stage, exact=exact) for exact in (False, True)]
+        roles = [
+            (role_of(path, parallel, size, recompute=recompute, score=False), stage)
+            for path, parallel, size, stage, recompute in cases
+        ]
+        return [
+            [run_stage(role, stage, exact=exact) for exact in (False, True)]
+            for role, stage in roles
+        ]
 
 
 def stages(rank, world, cases, tokens):
@@ -89,23 +108,11 @@ def stages(rank, world, cases, tokens):
         ]
 
 
-def first_stages(rank, world, files):
-    """Of each configuration the trained models' first stages: peak and memory of a GPU."""
+def plan(rank, world, file):
+    """A configuration's verdict, and of each place its peak and its memory."""
     with _without_world():
-        return [
-            _first_stages(read_subject(Path(file), (), calibration=Calibration())) for file in files
-        ]
-
-
-def _first_stages(subject):
-    found = []
-    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
-        if role.optimizer is not None:
-            role = replace(role, work={TRAIN: role.work[TRAIN]})
-            devices = Devices(role.name, ((RoleRun(role, {0: run_stage(role, 0, exact=False)}),),))
-            (place,) = training_places(devices, subject.gpu, subject.calibration, None)
-            found.append((place.peak, place.memory))
-    return found
+        found = make_plan(read_subject(Path(file), (), calibration=Calibration()))
+    return found.verdict, [(place.name, place.peak, place.memory) for place in found.places]
 
 
 def command(rank, world, settings, seconds=None):

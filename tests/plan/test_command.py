@@ -43,6 +43,17 @@ def test_a_plan_says_who_needs_what_and_how_long_it_takes(ranks, shape, tmp_path
     assert "<script" not in html and "http" not in html
 
 
+def test_what_lies_beside_the_actor_is_planned(ranks, shape, tmp_path):
+    out = tmp_path / "plan.json"
+    beside = ("lora.rank=8", "ema.decay=0.9", "ptx.coef=0.1", "ptx.data.train=json@rows")
+    ((status, _),) = ranks.run(1, jobs.command, settings(shape, *beside, json=out))
+    actor, _ = json.loads(out.read_text())["places"]
+    kinds = actor["phases"]["score"]
+    assert status == 0
+    assert kinds["average weights"] == kinds["main parameters"]  # of the adapters, both in fp32
+    assert "reference weights" not in kinds  # the reference is the actor with its adapters off
+
+
 def test_a_search_ranks_what_fits(ranks, shape):
     ((status, text),) = ranks.run(1, jobs.command, settings(shape, search=True), 8.0)
     assert status == 0
@@ -56,7 +67,6 @@ def refusal(ranks, options):
 
 
 def test_what_is_missing_is_named(ranks, shape):
-    assert "lora" in refusal(ranks, settings(shape, "lora.rank=8"))
     assert "cluster.gpu" in refusal(ranks, settings(shape, "cluster.gpu=none"))
     named = tool.Settings(None, (*MACHINES, "model.path=no/such-model"))
     assert "--model-config" in refusal(ranks, named)

@@ -1,4 +1,4 @@
-"""The configurations for clusters: each is sound; some are planned (all: benchmarks/plans.py)."""
+"""The configurations for clusters: each is sound and is planned."""
 
 import re
 from pathlib import Path
@@ -14,17 +14,7 @@ from tests.plan import jobs
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NAMED = re.compile(r".+_(\d+)x(\d+)([a-z][a-z0-9-]*?)(_hybrid)?\.yaml")
-FILES = sorted(
-    file
-    for file in CONFIGS.rglob("*.yaml")
-    if NAMED.fullmatch(file.name) and file.parent.name != "lora"  # which cannot be planned yet
-)
-# Of these, whether the trained models' first stages fit.
-PLANNED = {
-    "dpo/yi-34b_1x8a100-80g": True,
-    "grpo/mixtral-8x7b_4x8h100": True,
-    "ppo/llama2-7b_1x4rtx4090": False,
-}
+FILES = sorted(file for file in CONFIGS.rglob("*.yaml") if NAMED.fullmatch(file.name))
 
 each = pytest.mark.parametrize("file", FILES, ids=[f"{f.parent.name}/{f.stem}" for f in FILES])
 
@@ -43,10 +33,11 @@ def test_it_is_sound_and_named_for_its_machines(file):
     assert (subject.nodes, subject.gpus_per_node, subject.gpu.name) == (int(nodes), int(gpus), gpu)
 
 
-def test_first_stages_fit_or_do_not(ranks):
-    (found,) = ranks.run(1, jobs.first_stages, [str(CONFIGS / f"{name}.yaml") for name in PLANNED])
-    fits = [all(peak <= memory for peak, memory in peaks) for peaks in found]
-    assert dict(zip(PLANNED, fits, strict=True)) == PLANNED
+@each
+def test_it_is_planned_and_fits(ranks, file):
+    ((verdict, places),) = ranks.run(1, jobs.plan, str(file))
+    assert verdict != "does not fit"
+    assert all(peak <= memory for _, peak, memory in places)
 
 
 def test_every_model_that_is_named_has_a_shape():

@@ -3,7 +3,9 @@
 import pytest
 
 from megarlhf.plan.fake_run import BUFFERS
+from megarlhf.plan.roles import TRAIN
 from tests.models.tiny import write_llama
+from tests.models.zoo import write_model
 from tests.plan import jobs
 
 # Long enough sequences that no peak is while gloo reduces and scatters, which it does on copies.
@@ -16,30 +18,51 @@ LAYOUTS = {
     "data": ({}, 2, {}),
     "data, states on the host": ({}, 2, {"offload": "states"}),
     "pipeline and context": ({"pipeline": 2, "context": 2}, 4, {}),
+    "mixture": ({"expert": 2}, 2, {"model": "mixture"}),
+    "mixture on one rank": ({}, 1, {"model": "mixture"}),
+    "average": ({}, 1, {"averaging": 0.9, "score": False}),
+    "adapters": ({"tensor": 2, "sequence": True}, 2, {"lora": {"rank": 4}}),
+    "adapters off": ({}, 1, {"lora": {"rank": 4}, "reference": True}),
+    "adapters and 4 bits": ({}, 1, {"lora": {"rank": 4, "base": "nf4"}, "model": "wide"}),
 }
-FEW_BYTES = 64  # Megatron's flags: the first model in a process makes one more of them
+FEW_BYTES = 256  # flags and orders of experts: the first model in a process makes a flag more
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_llama(tmp_path_factory.mktemp("llama"))
+def cases(tmp_path_factory):
+    """Of each layout the model, the layout, its ranks and settings."""
+    directory = tmp_path_factory.mktemp("models")
+    models = {
+        "dense": write_llama(directory / "dense"),
+        "wide": write_llama(directory / "wide", hidden_size=64, intermediate_size=128, head_dim=16),
+        # All tokens to all experts: as even as the plan takes it to be.
+        "mixture": write_model("mixtral", directory / "mixture", num_experts_per_tok=4),
+    }
+    return {
+        name: (models[settings.get("model", "dense")], parallel, world, without_model(settings))
+        for name, (parallel, world, settings) in LAYOUTS.items()
+    }
+
+
+def without_model(settings):
+    return {name: value for name, value in settings.items() if name != "model"}
 
 
 @pytest.fixture(scope="module")
-def fakes(ranks, model):
+def fakes(ranks, cases):
     """By layout, of its first and its last rank."""
-    (found,) = ranks.run(1, jobs.fake_runs, [(model, *case) for case in LAYOUTS.values()])
+    (found,) = ranks.run(1, jobs.fake_runs, list(cases.values()))
     return dict(zip(LAYOUTS, found, strict=True))
 
 
 def bytes_of(run):
     """What is compared: memory, operations, communication; gloo copies where NCCL does not."""
-    usages = [*run.passes.values(), run.update]
-    for kinds in (run.resting, *(usage.peak for usage in usages)):
+    usages = [usage for usage in (*run.passes.values(), run.update) if usage is not None]
+    for kinds in (run.resting, *(peak for usage in usages for peak in usage.peaks.values())):
         assert kinds.pop(BUFFERS, 0) <= FEW_BYTES
     return (
         run.resting,
-        [(usage.peak, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
+        [(usage.peaks, usage.flops, usage.attention_flops, usage.traffic) for usage in usages],
         run.micro_batches,
         run.parameters,
         run.host,
@@ -47,16 +70,31 @@ def bytes_of(run):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_a_fake_rank_is_as_a_real_one(ranks, model, fakes, name):
-    parallel, world, settings = LAYOUTS[name]
+def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
+    model, parallel, world, settings = cases[name]
     real = ranks.run(world, jobs.real_run, model, parallel, settings)
     ends = real[:1] if world == 1 else (real[0], real[-1])
     for fake, of_rank in zip(fakes[name], ends, strict=True):
         assert bytes_of(fake) == bytes_of(of_rank)
+        if world == 1:  # gloo copies, where NCCL does not
+            assert [u.moved for u in fake.passes.values()] == [
+                u.moved for u in of_rank.passes.values()
+            ]
 
 
 def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
-    model = write_llama(tmp_path, num_hidden_layers=12)
-    for parallel, size, stage in (({}, 1, 0), ({"pipeline": 2}, 2, 1)):
-        ((few, whole),) = ranks.run(1, jobs.deep_stage, model, parallel, size, stage)
-        assert few == whole
+    model = write_llama(tmp_path / "dense", num_hidden_layers=12)
+    # The optimizer's step needs most of few layers, the passes of many.
+    large = write_llama(tmp_path / "large", num_hidden_layers=12, vocab_size=700)
+    mixture = write_model("mixtral", tmp_path / "mixture", num_hidden_layers=6)
+    cases = [
+        (model, {}, 1, 0, "full"),
+        (model, {"pipeline": 2}, 2, 0, "selective"),
+        (model, {"pipeline": 2}, 2, 1, "none"),
+        (large, {"pipeline": 2}, 2, 0, "full"),
+        (mixture, {"expert": 2}, 2, 0, "full"),
+    ]
+    (found,) = ranks.run(1, jobs.deep_stages, cases)
+    for few, whole in found:
+        assert bytes_of(few) == bytes_of(whole)
+        assert few.passes[TRAIN].moved == whole.passes[TRAIN].moved

@@ -14,8 +14,9 @@ from megarlhf.report.charts import (
     stacked_chart,
     stretches,
 )
-from megarlhf.report.html import MAX_ROLLOUTS, MAX_TEXT, write_report
+from megarlhf.report.html import write_report
 from megarlhf.report.metrics import MetricsLog, RolloutLog
+from megarlhf.report.rollout_table import MAX_ROLLOUTS, MAX_TEXT
 
 VOID_TAGS = {"meta"}
 

@@ -4,7 +4,12 @@ import json
 
 import pytest
 
+from megarlhf.errors import UserError
+from megarlhf.rollout.cpu_kernels import check_kernels, latent_settings
 from megarlhf.rollout.settings import engine_environment, stop_token_ids
+from tests.sync.shapes import spec_of
+
+ONE = {"ranks": 1, "whole_experts": False}
 
 
 @pytest.mark.parametrize(
@@ -40,3 +45,23 @@ def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):
     assert environment["VLLM_LOGGING_LEVEL"] == "ERROR"
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "DEBUG")
     assert engine_environment(3, on_gpu=False)["VLLM_LOGGING_LEVEL"] == "DEBUG"
+
+
+def test_a_cpu_samples_with_latents_of_one_size_and_without_the_kernel_for_positions(tmp_path):
+    latent = spec_of("deepseek-v3", tmp_path)
+    with pytest.raises(UserError, match="latents of 512 beside 64, and these are of 16 beside 4"):
+        check_kernels(latent, **ONE)
+    check_kernels(spec_of("deepseek-v3", tmp_path, kv_lora_rank=512, qk_rope_head_dim=64), **ONE)
+    assert "-rotary_embedding" in str(latent_settings(latent))
+    plain = spec_of("llama", tmp_path)
+    check_kernels(plain, **ONE)
+    assert latent_settings(plain) == {}
+
+
+def test_a_cpu_cannot_have_whole_experts_on_each_rank(tmp_path):
+    mixture = spec_of("mixtral", tmp_path)
+    check_kernels(mixture, ranks=1, whole_experts=True)
+    check_kernels(mixture, ranks=2, whole_experts=False)
+    with pytest.raises(UserError, match="whole experts") as caught:
+        check_kernels(mixture, ranks=2, whole_experts=True)
+    assert caught.value.where == "rollout.expert_parallel"

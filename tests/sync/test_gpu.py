@@ -1,12 +1,23 @@
 """The transports of GPUs; on a machine without one they are skipped."""
 
+from dataclasses import asdict
 from multiprocessing import get_context
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel.topology import Topology
 from megarlhf.sync.cuda_ipc import CudaIpc
+from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.link import Link, serve_store
+from megarlhf.sync.vllm_transport import PACKAGE, M2NSender
+from tests.models.tiny import read_tensors
+from tests.rollout.engine_process import GREEDY, EngineProcess, prompts_of, settings_of
+from tests.rollout.models import write_engine_model
 from tests.sync.test_stream import info_of
 
 GPUS = torch.cuda.device_count()
@@ -65,3 +76,49 @@ def test_messages_over_nccl():
     assert torch.equal(message.cpu(), torch.arange(1000.0))
     process.join(20)
     assert process.exitcode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS < 2, reason="fewer than two CUDA devices")
+def test_an_engine_takes_weights_by_vllm_s_own_engine(tmp_path):
+    pytest.importorskip(PACKAGE)
+    path = write_engine_model("llama", tmp_path)
+    spec, topology = ModelSpec.read(path), Topology(world=1)
+    store = serve_store("127.0.0.1", timeout_s=200)
+    info = info_of(
+        model_path=str(path),
+        engine=asdict(EngineTopology()),
+        port=store.port,
+        transport="nccl_m2n",
+    )
+    truth = EngineProcess(settings_of(path, gpu_memory_utilization=0.2))
+    expected = truth.call("generate", prompts_of([5, 6, 7]), GREEDY, [0])
+    truth.close()
+    tensors = read_tensors(path)
+    save_file(
+        {name: torch.zeros_like(tensor) for name, tensor in tensors.items()},
+        path / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    engine = EngineProcess(settings_of(path, gpu_memory_utilization=0.2, transfer="nccl_m2n"))
+    try:
+        device = torch.device("cuda", 1)
+        torch.cuda.set_device(device)
+        held = {}
+        for parameter in parameters_of(spec, topology, 0):
+            live = torch.zeros(parameter.shape)
+            for piece in parameter.pieces:
+                live[piece.local.slices] = tensors[parameter.sources[piece.source]][piece.hf.slices]
+            held[parameter.name] = live.to(device)
+        chunk = SimpleNamespace(named_parameters=held.items)
+        sender = M2NSender(spec, [chunk], 0)
+        joining = engine.start("join_stream", info.as_dict())
+        sender.connect(info, device, store)
+        engine.wait(joining)
+        receiving = engine.start("update_weights", 1)
+        assert sender.send([0])[0].error is None
+        engine.wait(receiving)
+        found = engine.call("generate", prompts_of([5, 6, 7]), GREEDY, [0])
+        assert found[0][0].response_ids == expected[0][0].response_ids
+    finally:
+        engine.close()

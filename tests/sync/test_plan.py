@@ -16,9 +16,14 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.models.weights.operations import Cut
 from megarlhf.parallel.topology import Topology
-from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
+from megarlhf.sync.engine_layout import (
+    EngineTopology,
+    engine_parameters,
+    untouched_parameters,
+)
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.plan import numel, plan_stream, workers_of
+from megarlhf.sync.streamable import check_streamable
 from tests.sync.shapes import KINDS, spec_of
 
 SIZES = st.sampled_from([1, 2, 4])
@@ -123,7 +128,8 @@ def test_every_rank_of_every_engine_gets_exactly_what_it_keeps(
             if piece.tensor == tensor
             for part in whole[piece.hf.slices].flatten().tolist()
         ]
-        assert set(on_ranks) == set(whole.flatten().tolist())
+        kept = tensor in untouched_parameters(spec)  # the engine has loaded it for good
+        assert set(on_ranks) == set(() if kept else whole.flatten().tolist())
 
 
 def test_heads_are_whole_on_a_rank_or_copied(tmp_path):
@@ -147,6 +153,15 @@ def test_what_cannot_be_cut_is_refused(tmp_path, kind, engine, key):
     with pytest.raises(UserError) as caught:
         engine_parameters(spec_of(kind, tmp_path), engine, 0)
     assert caught.value.where == key
+
+
+def test_a_router_that_vllm_would_take_for_another_is_refused(tmp_path):
+    said = {"topk_method": "noaux_tc"}
+    with pytest.raises(UserError, match="does not say scoring_func") as caught:
+        check_streamable(spec_of("deepseek-v3", tmp_path, **said), EngineTopology())
+    assert caught.value.fix == 'add "scoring_func": "sigmoid"'
+    both = spec_of("deepseek-v3", tmp_path, **said, scoring_func="sigmoid")
+    check_streamable(both, EngineTopology(2))
 
 
 def test_an_unknown_operation_is_refused(tmp_path):

@@ -137,6 +137,8 @@ def test_the_transport_follows_the_placement(device, one_node, colocated, found)
         ("gloo", "cuda", True, False, "is for weights on cpu"),
         ("shared_memory", "cpu", False, False, "needs the engines on the machine"),
         ("nccl", "cuda", True, True, "share a GPU"),
+        ("nccl_m2n", "cpu", True, False, "is for weights on cuda"),
+        ("nccl_m2n", "cuda", False, True, "share a GPU"),
     ],
 )
 def test_a_transport_that_cannot_be_taken_is_refused(wanted, device, one_node, colocated, why):

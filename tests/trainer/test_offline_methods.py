@@ -1,8 +1,14 @@
 """Every offline method: each layout takes the steps of one rank."""
 
+from types import SimpleNamespace
+
 import pytest
 
+from megarlhf.algo.unpaired_loss import UnpairedLoss
 from megarlhf.config import schema
+from megarlhf.data.records import Batch, Sequence
+from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.parallel.context import sequence_sums
 from tests.models.tiny import write_llama
 from tests.models.zoo import write_model
 from tests.trainer.offline_jobs import make_examples, train_methods
@@ -71,3 +77,27 @@ def test_every_method_in_every_layout(train, one_rank, layout):
         grad_norm = worst.pop("grad_norm")
         assert max(worst.values()) < TOLERANCE, (run, worst)
         assert grad_norm < 1e-4, run
+
+
+def test_rewards_are_means_over_the_answers_of_their_label():
+    """Also where a batch has none of them."""
+    loss = UnpairedLoss(schema.UnpairedLossConfig(), sequence_sums)
+    batches = [
+        (
+            Batch(
+                [Sequence([1, 2], [0.0, 1.0], values={"desirable": label}) for label in labels], []
+            ),
+            loss,
+        )
+        for labels in ((1.0, 1.0), (1.0, 0.0, 0.0))
+    ]
+
+    def summed(batch, loss):
+        labels = [sequence.values["desirable"] for sequence in batch.sequences]
+        return {
+            "desirable_reward": 3.0 * sum(labels),
+            "undesirable_reward": -2.0 * labels.count(0.0),
+        }
+
+    found = ModelEngine.evaluate(SimpleNamespace(_summed=summed), batches)
+    assert found == {"desirable_reward": 3.0, "undesirable_reward": -2.0}

@@ -7,7 +7,7 @@ import torch
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights.loading import WeightFiles, check_names, open_weights
+from megarlhf.models.weights.loading import WeightFiles, check_names, check_tied, open_weights
 from megarlhf.models.weights.megatron_metadata import is_megatron
 
 HUGGING_FACE, MEGATRON = "Hugging Face", "Megatron"
@@ -52,7 +52,7 @@ def open_checkpoint(
     config: Path | None = None,
     scalar_head: str | None = None,
 ) -> Checkpoint:
-    """Open a directory and look at everything but the tensors' bytes.
+    """Open a directory and look at everything but the tensors' bytes; at those of tied ones, too.
 
     Args:
         directory: Which.
@@ -90,6 +90,7 @@ def open_checkpoint(
     spec = replace(ModelSpec.read(companions, scalar_head=scalar_head), path=directory)
     files = open_weights(spec)
     check_names(spec, files)
+    check_tied(spec, files)
     missing = [name for name in spec.tensors if name not in files.tensors]
     if missing:  # a head, which a run would make itself
         raise UserError(f"the tensor {missing[0]} is missing", where=str(directory))

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megarlhf.errors import UserError
+from megarlhf.parallel import interface
 from tools.checkpoint_convert import dry_run
 from tools.checkpoint_convert.checkpoints import HUGGING_FACE, MEGATRON, Checkpoint, open_checkpoint
 from tools.checkpoint_convert.comparison import compare, nbytes_of
@@ -131,6 +132,7 @@ def _to_huggingface(options: argparse.Namespace) -> int:
 def _convert(source: Checkpoint, target: Target, options: argparse.Namespace) -> int:
     under_torchrun = "RANK" in os.environ and not dist.is_initialized()
     if under_torchrun:
+        interface.use_route_to(os.environ["MASTER_ADDR"])
         dist.init_process_group("gloo")
     rank, world = place()
     if rank == 0 and source.left_out:

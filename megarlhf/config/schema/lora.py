@@ -15,6 +15,7 @@ class LoraConfig:
     rslora: bool = False  # alpha / sqrt(rank) instead
     path: str | None = None  # go on from these adapters (PEFT's format): their rank, alpha, targets
     base: Literal["full", "nf4"] = "full"  # the frozen linears' weights: as loaded, or in 4 bits
+    double_quant: bool = False  # base=nf4: the scales of its blocks in 8 bits
 
     @property
     def is_on(self) -> bool:

@@ -51,7 +51,7 @@ class RolloutConfig:
 class StreamConfig:
     """How new weights get into the engines, and what happens to an engine that is lost."""
 
-    transport: Literal["auto", "gloo", "shared_memory", "nccl", "cuda_ipc"] = "auto"
+    transport: Literal["auto", "gloo", "shared_memory", "nccl", "cuda_ipc", "nccl_m2n"] = "auto"
     bucket_mib: int = 32  # what is sent at a time; two such buckets exist at most
     verify: Literal["always", "first", "never"] = "first"  # compare the engines' weights by hashes
     verify_every: int = 50  # with first: after this many updates again; 0: never again

@@ -32,12 +32,14 @@ class Adapters:
         seed: Of their first values and of dropout.
         start: Adapters to go on from (PEFT's format); None: new ones, which add nothing.
         base: The frozen linears' weights: ``full``, or ``nf4``.
+        double_quant: Of the latter, quantize the scales too.
     """
 
     spec: AdapterSpec
     seed: int
     start: Path | None = None
     base: str = "full"
+    double_quant: bool = False
 
     def experts(self, wanted: str) -> str:
         """How a rank's experts are computed: packed ones one by one, so that one is unpacked."""
@@ -50,7 +52,7 @@ def check_layout(adapters: AdapterSpec, topology: Topology) -> None:
     Raises:
         UserError: One has nothing.
     """
-    for rank in range(topology.world):
+    for rank in range(0, topology.world, topology.world // topology.pp):  # the first of each stage
         chunks = {parameter.chunk for parameter in parameters_of(adapters, topology, rank)}
         if len(chunks) < topology.vpp:
             raise UserError(
@@ -100,7 +102,7 @@ def attach(
             _add(chunks[chunk], linear, down, up, spec, groups, switch)
     if adapters.base == "nf4":
         for chunk in chunks:
-            pack_linears(spec.base, chunk)
+            pack_linears(spec.base, chunk, double=adapters.double_quant)
     live = [dict(chunk.named_parameters()) for chunk in chunks]
     set_values(spec, list(held.values()), live, seed=adapters.seed, start=adapters.start)
     if adapters.start is not None:

@@ -76,7 +76,7 @@ class LinearAdapter(nn.Module):
         count = shapes[0][0] // adapter.rank
         sources = torch.tensor(row_source, device=where)
         mask = sources[:, None] == torch.arange(count, device=where)  # [rows of B, n]
-        needs_mask = not bool(mask.all())
+        needs_mask = count > 1 or any(row_source)
         self.register_buffer("_mask", mask.to(dtype) if needs_mask else None, persistent=False)
 
     def _mark(self, linear: nn.Module, config: Any) -> None:

@@ -1,8 +1,13 @@
 """4-bit NormalFloat (QLoRA, arXiv:2305.14314, section 3): 16 values, scaled by each block's largest.
 
 As bitsandbytes packs it, with its table, so that each can read the other's. A block is 64 elements of a
-row; a row is a multiple of it, so what is cut between ranks is quantized as the whole would be.
+row; a row is a multiple of it, so what is cut between ranks is quantized as the whole would be. On a GPU
+bitsandbytes' kernel unpacks, where it is installed: the same numbers, faster.
 """
+
+import importlib.util
+from functools import cache
+from types import ModuleType
 
 import torch
 
@@ -48,7 +53,32 @@ def quantize(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 def dequantize(packed: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """The matrix [out, in] that `quantize` packed, rounded to 16 values a block."""
+    kernels = bitsandbytes()
+    if packed.is_cuda and kernels is not None:
+        matrix = torch.empty(len(packed), 2 * packed.shape[1], dtype=dtype, device=packed.device)
+        return kernels.dequantize_4bit(
+            packed.view(-1, 1),
+            absmax=largest.flatten(),
+            out=matrix,
+            blocksize=BLOCK,
+            quant_type="nf4",
+        )
+    return in_plain_torch(packed, largest, dtype)
+
+
+def in_plain_torch(packed: torch.Tensor, largest: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """`dequantize` on any device."""
     code = torch.tensor(CODE, device=packed.device)
     numbers = torch.stack((packed >> 4, packed & 15), dim=-1).flatten(1).int()
     blocks = code[numbers].unflatten(1, (-1, BLOCK))
     return (blocks * largest.unsqueeze(-1)).flatten(1).to(dtype)
+
+
+@cache
+def bitsandbytes() -> ModuleType | None:
+    """Its functions; None where it is not installed (an extra: ``megarlhf[qlora]``)."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return None
+    import bitsandbytes.functional
+
+    return bitsandbytes.functional

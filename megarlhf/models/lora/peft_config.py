@@ -11,6 +11,7 @@ from megarlhf.models.weights.huggingface_files import HuggingFaceFiles
 from megarlhf.models.weights.row_files import full_disk_is_an_error
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+CLASSIFIER_HEADS = ("classifier", "score")  # PEFT's for the task SEQ_CLS
 
 # What other adapters may have and ours have not: the values that are the same as none.
 _NONE = {
@@ -26,6 +27,12 @@ _NONE = {
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
     "alora_invocation_tokens": (None,),
+    "use_bdlora": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "arrow_config": (None,),
+    # The others (PiSSA, OLoRA, CorDA, LoftQ, ...) change the base too.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }
 
 
@@ -99,17 +106,21 @@ def read(directory: Path, spec: ModelSpec) -> AdapterSpec:
 def head_of(directory: Path) -> str | None:
     """Name of the scalar head that was trained with adapters; None where there is none.
 
+    PEFT names both that a classifier may have, ``classifier`` and ``score``, and stores the one it has.
+
     Raises:
         UserError: See `read`.
     """
-    saved = _read_config(directory / CONFIG).get("modules_to_save") or []
-    if len(saved) > 1:
+    named = dict.fromkeys(_read_config(directory / CONFIG).get("modules_to_save") or ())
+    stored = HuggingFaceFiles(directory).tensors
+    saved = [module for module in named if f"{PREFIX}{module}.weight" in stored]
+    if len(saved) > 1 or not {*named} <= {*saved, *CLASSIFIER_HEADS}:
         raise UserError(
-            f"these adapters come with trained modules: {', '.join(saved)}",
+            f"these adapters come with trained modules: {', '.join(named)}",
             where=str(directory / CONFIG),
             fix="only a reward model's head is supported",
         )
-    return saved[0] if saved else None
+    return (saved or [*named] or [None])[-1]
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -4,11 +4,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from megarlhf.config.schema import LoraConfig
-from megarlhf.models.lora import peft_config
+from megarlhf.models.lora import base_print, peft_config
 from megarlhf.models.lora.adapter import Adapter, AdapterSpec
 from megarlhf.models.lora.attach import Adapters, check_layout
 from megarlhf.models.lora.quantized import check_quantizable
 from megarlhf.models.spec import ModelSpec
+from megarlhf.models.weights import fingerprint
 from megarlhf.parallel.topology import Topology
 
 
@@ -25,6 +26,8 @@ def adapters_of(
         return None
     if config.path is not None:
         found = peft_config.read(Path(config.path), spec)
+        if fingerprint.read(spec.path) is not None:  # else it takes reading all of the base: later
+            base_print.check(Path(config.path), spec)
         found = replace(found, adapter=replace(found.adapter, dropout=config.dropout))
     else:
         wanted = Adapter(
@@ -33,6 +36,6 @@ def adapters_of(
         found = AdapterSpec.of(spec, wanted)
     check_layout(found, topology)
     if config.base == "nf4":
-        check_quantizable(spec, topology)
+        check_quantizable(spec, topology, double=config.double_quant)
     start = None if config.path is None else Path(config.path)
-    return Adapters(found, seed, start, config.base)
+    return Adapters(found, seed, start, config.base, config.double_quant)

@@ -8,6 +8,7 @@ import torch
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights import fingerprint
+from megarlhf.models.weights.padding import settle_padding
 from megarlhf.models.weights.row_files import full_disk_is_an_error
 
 _CONFIG = "config.json"
@@ -42,8 +43,13 @@ def copy_companions(spec: ModelSpec, directory: Path) -> None:
 
 
 def write_config(spec: ModelSpec, directory: Path, dtype: torch.dtype) -> None:
-    """Write the model's ``config.json`` as it is now, its weights having this dtype."""
+    """Write the model's ``config.json`` as it is now, its weights having this dtype.
+
+    What `copy_companions` copies is there already: see `settle_padding`.
+    """
     config = spec.export_config
+    if spec.scalar_head is not None:
+        config["pad_token_id"] = settle_padding(directory, spec.full_config)
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = fingerprint.name_of(dtype)
     with full_disk_is_an_error(directory):
         (directory / _CONFIG).write_text(json.dumps(config, indent=2) + "\n")

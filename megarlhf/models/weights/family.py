@@ -171,12 +171,6 @@ class Family:
                 fits, kind = type(value) in (int, float), "a number"
             if value is not None and not fits:
                 raise UserError(f"{setting.key} must be {kind}, got {value!r}", where=where)
-        heads, groups = values["num_attention_heads"], values["num_query_groups"]
-        if heads % groups:
-            raise UserError(
-                f"num_attention_heads ({heads}) must be a multiple of num_key_value_heads ({groups})",
-                where=where,
-            )
 
     def resolve_dims(self, settings: Mapping[str, object]) -> dict[str, int]:
         """Every dimension name's size."""

@@ -23,7 +23,7 @@ class HuggingFaceFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._open: dict[Path, Any] = {}
-        self.file_of = self._find()
+        self._file_of = self._find()
 
     def _find(self) -> dict[str, Path]:
         single = self.directory / safetensors_format.SINGLE
@@ -66,12 +66,12 @@ class HuggingFaceFiles:
             UserError: A shard is damaged, of another dtype, or not what the index says.
         """
         headers = {
-            file: safetensors_format.read_header(file) for file in set(self.file_of.values())
+            file: safetensors_format.read_header(file) for file in set(self._file_of.values())
         }
-        for name, file in self.file_of.items():
+        for name, file in self._file_of.items():
             if name not in headers[file]:
                 raise self._misplaced(name, "it is not there")
-        return {name: headers[file][name] for name, file in self.file_of.items()}
+        return {name: headers[file][name] for name, file in self._file_of.items()}
 
     def rows(self) -> RowFiles:
         """To read the tensors by rows."""
@@ -79,18 +79,18 @@ class HuggingFaceFiles:
 
     def where(self, name: str) -> str:
         """The file that holds a tensor."""
-        return str(self.file_of.get(name, self.directory))
+        return str(self._file_of.get(name, self.directory))
 
     def slice_of(self, name: str) -> Any:
         """A lazily read tensor: index it to read only those bytes."""
-        if name not in self.file_of:
+        if name not in self._file_of:
             raise UserError(
                 f"the tensor {name} is missing",
                 where=str(self.directory),
                 fix="check that config.json and the weights belong together",
             )
         try:
-            return self._handle(self.file_of[name]).get_slice(name)
+            return self._handle(self._file_of[name]).get_slice(name)
         except SafetensorError as error:
             raise self._misplaced(name, error) from None
 
@@ -103,6 +103,6 @@ class HuggingFaceFiles:
     def _misplaced(self, name: str, why: object) -> UserError:
         return UserError(
             f"the tensor {name} cannot be read, though the index says it is here ({why})",
-            where=str(self.file_of[name]),
+            where=str(self._file_of[name]),
             fix="copy the index and its shards again, from one place",
         )

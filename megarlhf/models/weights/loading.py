@@ -21,6 +21,8 @@ from megarlhf.parallel.topology import Topology
 
 logger = logging.getLogger(__name__)
 
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+
 WeightFiles = HuggingFaceFiles | MegatronFiles
 
 
@@ -67,11 +69,31 @@ def check_names(spec: ModelSpec, files: WeightFiles) -> None:
         )
 
 
+def check_tied(spec: ModelSpec, files: WeightFiles) -> None:
+    """Embeddings that are tied, and in the files twice all the same, are alike.
+
+    Hugging Face would not tie them if they were not, other programs would.
+
+    Raises:
+        UserError: They are not.
+    """
+    if not spec.tied or _HEAD not in files.tensors:
+        return
+    with files.rows() as rows:
+        prints = [fingerprint.of_rows(rows, name) for name in (_HEAD, _EMBEDDING)]
+    if prints[0] != prints[1]:
+        raise UserError(
+            f"config.json ties {_HEAD} to {_EMBEDDING}, but they are different tensors",
+            where=files.where(_HEAD),
+            fix=f"set tie_word_embeddings to false if both are the model's, or remove {_HEAD}",
+        )
+
+
 def _is_ignored(spec: ModelSpec, name: str) -> bool:
     """Tensors that Hugging Face's model of this configuration does not use either."""
     if name.endswith(".rotary_emb.inv_freq"):  # computed; old checkpoints have it
         return True
-    if name == "lm_head.weight":
+    if name == _HEAD:
         return spec.tied or spec.scalar_head is not None
     layer = name.removeprefix("model.layers.").split(".")[0]
     is_draft = layer.isdigit() and int(layer) >= spec.num_layers  # multi-token prediction
@@ -93,11 +115,14 @@ def load_huggingface(
         chunks: This rank's model chunks (not wrapped).
 
     Raises:
-        UserError: See `check_names`; or a tensor is not the one that the fingerprint was taken of.
+        UserError: See `check_names` and `check_tied`; or a tensor is not the one that the fingerprint
+            was taken of.
     """
     files = open_weights(spec)
     check_names(spec, files)
     check_share(files, list(spec.tensors)[rank :: topology.world])
+    if rank == 0:
+        check_tied(spec, files)
     live = [dict(chunk.named_parameters()) for chunk in chunks]
     for parameter in parameters_of(spec, topology, rank):
         target = live[parameter.chunk].pop(parameter.name)

@@ -135,11 +135,6 @@ class MegatronFiles:
         ranges = tuple((at, at + size) for at, size in zip(offsets, sizes, strict=True))
         return Chunk(Rect(ranges), dtype, place.relative_path, offset)
 
-    @property
-    def file_of(self) -> Mapping[str, StoredTensor]:
-        """The names of the tensors that are there."""
-        return self.tensors
-
     def rows(self) -> RowFiles:
         """To read the tensors by rows."""
         return RowFiles(self.directory, self.tensors)
