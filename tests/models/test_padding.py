@@ -23,8 +23,9 @@ def model(tmp_path_factory):
 def test_hugging_face_reads_the_score_at_the_end_of_padded_sequences(model, tmp_path):
     spec = ModelSpec.read(model, scalar_head="score")
     copy_companions(spec, tmp_path)
-    write_config(spec, tmp_path, torch.float32)
-    assert json.loads((model / "tokenizer_config.json").read_text())["pad_token"] == EOS
+    write_config(spec, tmp_path, torch.float32)  # as a conversion: nothing changes
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["pad_token"] == EOS
+    write_config(spec, tmp_path, torch.float32, is_trained=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.pad_token == BOS
     config = json.loads((tmp_path / "config.json").read_text())

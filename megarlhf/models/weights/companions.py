@@ -42,13 +42,16 @@ def copy_companions(spec: ModelSpec, directory: Path) -> None:
             )  # it exists where a conversion goes on
 
 
-def write_config(spec: ModelSpec, directory: Path, dtype: torch.dtype) -> None:
+def write_config(
+    spec: ModelSpec, directory: Path, dtype: torch.dtype, *, is_trained: bool = False
+) -> None:
     """Write the model's ``config.json`` as it is now, its weights having this dtype.
 
-    What `copy_companions` copies is there already: see `settle_padding`.
+    Of a scalar head that is trained here it says how to read it: see `settle_padding`, for which the
+    tokenizer's files are there already.
     """
     config = spec.export_config
-    if spec.scalar_head is not None:
+    if is_trained and spec.scalar_head is not None:
         config["pad_token_id"] = settle_padding(directory, spec.full_config)
     config["torch_dtype" if "torch_dtype" in config else "dtype"] = fingerprint.name_of(dtype)
     with full_disk_is_an_error(directory):

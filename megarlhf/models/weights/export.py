@@ -198,7 +198,7 @@ def finish(
     """Give a directory whose tensors are written its other files, and its name."""
     partial = publishing.partial_of(directory)
     copy_companions(spec, partial)
-    write_config(spec, partial, dtype)
+    write_config(spec, partial, dtype, is_trained=True)
     fingerprint.write(partial, prints)
     if len(shards) > 1:
         with full_disk_is_an_error(partial):
