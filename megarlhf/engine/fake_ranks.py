@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -178,9 +179,7 @@ def _halves(sort: Callable[..., Any]) -> Callable[..., Any]:
     """Of as many chunks as there are pairs of a rank and an expert two are made: they are as long."""
 
     def swap(tokens: torch.Tensor, *_: Any, **options: Any) -> Any:
-        with unset_fake_temporarily():
-            sizes, order = _cut(len(tokens), 2), torch.tensor([1, 0])
-        return sort(tokens, sizes, order, **options)
+        return sort(tokens, _cut(len(tokens), 2), np.array([1, 0]), **options)
 
     return swap
 
@@ -194,22 +193,20 @@ def _even_routing(skew: float) -> Callable[..., Any]:
         sent = int(dispatcher.num_out_tokens)
         ranks, copies, own = dispatcher.ep_size, dispatcher.tp_size, dispatcher.num_local_experts
         got = min(round(sent / ranks * skew), sent) if ranks > 1 else sent  # from each rank
+        each = _cut(got, own)
+        if ranks > 1 or copies > 1:
+            dispatcher.input_splits = _cut(sent, ranks)
+            dispatcher.output_splits = np.full(ranks, got)
+            dispatcher.output_splits_tp = np.full(copies, got * ranks)
+        if own > 1:
+            dispatcher.num_global_tokens_per_local_expert = np.tile(each, (copies * ranks, 1))
         with unset_fake_temporarily():
-            each = _cut(got, own)
-            if ranks > 1 or copies > 1:
-                dispatcher.input_splits = _cut(sent, ranks).numpy()
-                dispatcher.output_splits = torch.full((ranks,), got).numpy()
-                dispatcher.output_splits_tp = torch.full((copies,), got * ranks).numpy()
-            if own > 1:
-                dispatcher.num_global_tokens_per_local_expert = each.repeat(
-                    copies * ranks, 1
-                ).numpy()
-            return each * copies * ranks
+            return torch.from_numpy(each * copies * ranks)
 
     return on_host
 
 
-def _cut(total: int, parts: int) -> torch.Tensor:
-    """``total`` as ``parts`` integers that differ by at most one."""
+def _cut(total: int, parts: int) -> np.ndarray:
+    """``total`` as ``parts`` integers that differ by at most one. Not a tensor: nothing counts it."""
     least, more = divmod(total, parts)
-    return torch.full((parts,), least) + (torch.arange(parts) < more)
+    return least + (np.arange(parts) < more).astype(np.int64)

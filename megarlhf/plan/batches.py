@@ -15,7 +15,7 @@ def batch_of(
     filling = in_flight + (topology.vpp == 1 < topology.pp)  # and one that follows
     wanted = min(micro_batches_of(role, work), filling)
     count = topology.dp * each * wanted
-    trained = work.tokens // 2
+    trained = work.tokens if work.trained is None else work.trained
     sequence = TokenSequence(
         [1] * work.tokens,
         [0.0] * (work.tokens - trained) + [1.0] * trained,

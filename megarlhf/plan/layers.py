@@ -30,8 +30,8 @@ def run_stage(role: Role, stage: int, *, exact: bool, skew: float = 1.0) -> Rank
     own = {counts[chunk * role.topology.pp + stage] for chunk in range(role.topology.vpp)}
     if exact or len(own) > 1 or max(own) <= FEW + 2 or not have_equal_layers(role):
         return run_rank(role, rank, skew=skew)
-    fewer, more = (run_rank(_shallow(role, FEW + n), rank, skew=skew) for n in (0, 1))
-    return _extended(fewer, more, own.pop() - FEW)
+    fewer, more = (run_rank(shallow(role, FEW + n), rank, skew=skew) for n in (0, 1))
+    return extended(fewer, more, own.pop() - FEW)
 
 
 def have_equal_layers(role: Role) -> bool:
@@ -41,7 +41,8 @@ def have_equal_layers(role: Role) -> bool:
     return len(mixtures) == 1 and not spec.settings.get("window_size")
 
 
-def _shallow(role: Role, layers: int) -> Role:
+def shallow(role: Role, layers: int) -> Role:
+    """The same role with so many layers a chunk."""
     chunks = role.topology.pp * role.topology.vpp
     settings = {**role.spec.settings, "num_layers": layers * chunks}
     return replace(
@@ -51,7 +52,7 @@ def _shallow(role: Role, layers: int) -> Role:
     )
 
 
-def _extended(fewer: RankRun, more: RankRun, times: int) -> RankRun:
+def extended(fewer: RankRun, more: RankRun, times: int) -> RankRun:
     """The straight line through two runs, ``times`` layers behind the first."""
 
     def number(low: int, high: int) -> int:

@@ -1,11 +1,12 @@
 """From a configuration to its plan: every role is run, and what was found is put together."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from megarlhf.config.schema import RLConfig
 from megarlhf.plan.decoding import generation
 from megarlhf.plan.engine_memory import engine_place, with_engines
-from megarlhf.plan.engines import engine_needs, stream_needs
+from megarlhf.plan.engines import StreamNeeds, engine_needs, stream_needs
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.layers import distinct_stages, have_equal_layers, run_stage
 from megarlhf.plan.memory import RoleRun, devices_of, training_places
@@ -19,36 +20,55 @@ from megarlhf.plan.timing import Machines, stream_seconds
 from megarlhf.plan.useful_work import active_parameters, useful_flops
 
 
-def make_plan(subject: Subject, run: Callable[..., RankRun] = run_stage) -> Plan:
+def make_plan(
+    subject: Subject,
+    run: Callable[..., RankRun] = run_stage,
+    stream: Callable[..., StreamNeeds] = stream_needs,
+) -> Plan:
     """Run every role's distinct ranks and put together what they need.
 
     Args:
         subject: What is planned.
-        run: How a role's stage is run: `run_stage`, or what remembers its results.
+        run: How a role's stage is run: `run_stage`, or `estimating`.
+        stream: What finds a weight update's bytes.
 
     Raises:
         UserError: The configuration cannot be planned, or its layout does not go with the model.
     """
-    config = subject.config
-    roles = roles_of(config, subject.gpus, subject.shape_of)
-    runs = [
-        RoleRun(
-            role,
-            {
-                stage: run(role, stage, exact=subject.exact, skew=subject.skew)
-                for stage in distinct_stages(role)
-            },
-        )
-        for role in roles
-    ]
-    return assemble(subject, runs)
+    known: dict[tuple, RankRun] = {}
+    runs = []
+    for role in roles_of(subject.config, subject.gpus, subject.shape_of):
+        stages = {}
+        for stage in distinct_stages(role):
+            key = _alike(role, stage)
+            if key not in known:
+                known[key] = run(role, stage, exact=subject.exact, skew=subject.skew)
+            stages[stage] = known[key]
+        runs.append(RoleRun(role, stages))
+    return _assembled(subject, runs, stream)
 
 
-def assemble(subject: Subject, runs: list[RoleRun]) -> Plan:
-    """From what ranks were measured to need to a plan."""
+def _alike(role: Role, stage: int) -> tuple:
+    """Equal for stages that need the same: of actor and critic in one layout all but the last.
+
+    The losses' fields, which every stage has a copy of, are taken to be the first one's.
+    """
+    is_last = stage == role.topology.pp - 1
+    config, trained = role.config, role.optimizer
+    return (
+        stage,
+        role.name if is_last or role.spec.tied else None,
+        (role.spec.path, config.dtype, config.recompute, config.experts, config.parallel),
+        (role.topology, role.micro_batch_tokens, role.lora, role.averaging, role.is_borrowed),
+        None if trained is None else trained.offload,
+        tuple((name, replace(work, fields=())) for name, work in sorted(role.work.items())),
+    )
+
+
+def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., StreamNeeds]) -> Plan:
     config, roles = subject.config, [run.role for run in runs]
     devices = devices_of(config, runs)
-    sampling = _sampling(subject, roles[0]) if isinstance(config, RLConfig) else None
+    sampling = _sampling(subject, roles[0], find) if isinstance(config, RLConfig) else None
     stream = None if sampling is None else sampling.stream
     places = []
     for each in devices:
@@ -74,12 +94,12 @@ def _machines(subject: Subject) -> Machines:
     return Machines(subject.gpu, subject.gpus_per_node, subject.calibration)
 
 
-def _sampling(subject: Subject, actor: Role) -> Sampling:
+def _sampling(subject: Subject, actor: Role, find: Callable[..., StreamNeeds]) -> Sampling:
     config = subject.config
     assert isinstance(config, RLConfig)
     rollout, directory = config.rollout, subject.shape_of(config.model.path)
     on = _machines(subject)
-    stream = stream_needs(config, actor, exact=subject.exact)
+    stream = find(config, actor, exact=subject.exact)
     engines = engine_needs(config, directory, subject.gpu, subject.calibration)
     return Sampling(
         engines=engines,

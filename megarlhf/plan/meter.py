@@ -218,4 +218,6 @@ _FREE = {
     _aten.empty_strided,
     _aten.detach,
     _aten.alias,
+    _aten.set_,
+    _aten.resize_,
 }

@@ -25,7 +25,7 @@ def roles_of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
     rollout, tokens = config.rollout, config.train.micro_batch_tokens
     samples = rollout.prompts_per_step * rollout.samples_per_prompt
     length = config.data.max_prompt_tokens + rollout.max_new_tokens
-    whole = Work(samples, length)
+    whole = Work(samples, length, trained=rollout.max_new_tokens)
     steps = settings.epochs * settings.updates_per_rollout
     step = replace(whole, sequences=samples // settings.updates_per_rollout, times=steps)
 
@@ -97,8 +97,11 @@ def _with_pretraining(config: RLConfig, loss: PolicyLoss, step: Work) -> tuple[T
 
 
 def _as_long(work: Work, tokens: int) -> Work:
-    """As many tokens in sequences of another length."""
-    return replace(work, tokens=tokens, sequences=-(-work.sequences * work.tokens // tokens))
+    """As many tokens in sequences of another length, of which any may be trained on."""
+    if tokens == work.tokens:
+        return work
+    sequences = -(-work.sequences * work.tokens // tokens)
+    return replace(work, tokens=tokens, sequences=sequences, trained=None)
 
 
 def _critic(config: RLConfig, settings: Any, whole: Work, step: Work, shape_of: ShapeOf) -> Role:

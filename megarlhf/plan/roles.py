@@ -25,6 +25,7 @@ class Work:
         values: Names of its numbers of whole sequences.
         in_a_row: Sequences that have to be in one micro-batch.
         times: How often in a step of the run.
+        trained: Of each, at its end: the tokens whose predictions are trained on; None: all.
     """
 
     sequences: int
@@ -33,6 +34,7 @@ class Work:
     values: tuple[str, ...] = ()
     in_a_row: int = 1
     times: int = 1
+    trained: int | None = None
 
 
 @dataclass(frozen=True)

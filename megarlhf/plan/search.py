@@ -1,6 +1,6 @@
 """Layouts and placements for given GPUs, ranked, each with its reason.
 
-Each candidate is planned as any configuration is; roles that several of them have are run once.
+All candidates are estimated (`estimate`), the best of them planned as any configuration is.
 """
 
 import time
@@ -11,15 +11,13 @@ from typing import Any
 from megarlhf.errors import UserError
 from megarlhf.plan.advice import Change, changed
 from megarlhf.plan.candidates import candidates
-from megarlhf.plan.fake_run import RankRun
-from megarlhf.plan.layers import run_stage
+from megarlhf.plan.estimate import estimating, no_stream
 from megarlhf.plan.making import make_plan
 from megarlhf.plan.result import Plan
-from megarlhf.plan.roles import Role
 from megarlhf.plan.subject import Subject
 
-SECONDS = 45.0  # of planning
-BEST = 8  # that are shown
+SECONDS, ESTIMATING = 45.0, 0.6  # in all, and the share of it in which layouts are estimated
+BEST = 5  # that are shown
 
 
 @dataclass(frozen=True)
@@ -44,54 +42,57 @@ class Result:
 
     Attributes:
         found: What fits.
-        tried: How many were planned.
+        estimated: How many layouts were estimated.
         left: How many were not, for want of time.
+        planned: How many of the best were planned.
     """
 
     found: list[Found]
-    tried: int
+    estimated: int
     left: int
+    planned: int
 
 
 def search(subject: Subject) -> Result:
-    """Plan layouts, the most promising first, for at most about `SECONDS`."""
-    end = time.monotonic() + SECONDS
-    wanted = candidates(subject)
-    found, tried, run = [], 0, _remembering()
+    """Estimate layouts and plan the best of them, for at most about `SECONDS`."""
+    begin = time.monotonic()
+    wanted, run = candidates(subject), estimating()
+    estimates, count = [], 0
     for change in wanted:
-        if time.monotonic() > end:
+        if time.monotonic() > begin + ESTIMATING * SECONDS:
             break
-        tried += 1
-        try:
-            plan = make_plan(changed(subject, change), run)
-        except UserError:
-            continue
-        if plan.verdict != "does not fit":
+        count += 1
+        plan = _planned(subject, change, run, no_stream)
+        if plan is not None:
+            estimates.append((plan.seconds, len(estimates), change))
+    found, planned = [], 0
+    for _, _, change in sorted(estimates):
+        if len(found) == BEST or (planned and time.monotonic() > begin + SECONDS):
+            break
+        planned += 1
+        plan = _planned(subject, change)
+        if plan is not None:
             found.append(Found(change, plan))
     found.sort(key=lambda one: one.plan.seconds)
-    return Result(found[:BEST], tried, len(wanted) - tried)
+    return Result(found, count, len(wanted) - count, planned)
 
 
-def _remembering() -> Callable[..., RankRun]:
-    """`run_stage`, once for each role: where the engines are changes nothing for the trainer."""
-    known: dict[tuple, RankRun] = {}
-
-    def run(role: Role, stage: int, **options: Any) -> RankRun:
-        trained = None if role.optimizer is None else (role.name, role.optimizer)
-        model = (role.spec.path, role.config, role.topology, role.lora, role.is_borrowed)
-        work = (role.micro_batch_tokens, role.averaging, *role.work.items())
-        key = (trained, model, work, stage, *options.items())
-        if key not in known:
-            known[key] = run_stage(role, stage, **options)
-        return known[key]
-
-    return run
+def _planned(subject: Subject, change: Change, *how: Callable[..., Any]) -> Plan | None:
+    """With a change; None where it does not fit or does not go with the model."""
+    try:
+        plan = make_plan(changed(subject, change), *how)
+    except UserError:
+        return None
+    return None if plan.verdict == "does not fit" else plan
 
 
 def search_text(result: Result) -> str:
     """A line for each that fits."""
-    left = f", {result.left} more were not (out of time)" if result.left else ""
-    lines = [f"{result.tried} layouts were planned{left}; the fastest that fit:"]
+    left = f" ({result.left} more were not: out of time)" if result.left else ""
+    lines = [
+        f"{result.estimated} layouts were estimated{left}, the best {result.planned} planned; "
+        "the fastest that fit:"
+    ]
     for place, one in enumerate(result.found, 1):
         settings = " ".join(f"{key}={_word(value)}" for key, value in one.change.items())
         speed = f"{one.plan.seconds:.0f} s a step, {one.plan.tokens_a_second:,.0f} tokens/s/GPU"

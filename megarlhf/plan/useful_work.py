@@ -1,5 +1,8 @@
 """What the mathematics of a step asks for, however it is computed."""
 
+import functools
+from pathlib import Path
+
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
@@ -8,7 +11,12 @@ from megarlhf.plan.roles import TRAIN, Role
 
 def active_parameters(spec: ModelSpec) -> int:
     """Those that a token meets: of a mixture's experts, as many as it is routed to."""
-    total = 0
+    return _active(spec.path, spec.scalar_head)
+
+
+@functools.lru_cache(maxsize=32)
+def _active(path: Path, scalar_head: str | None) -> int:
+    spec, total = ModelSpec.read(path, scalar_head=scalar_head), 0
     for parameter in parameters_of(spec, Topology(1), 0):
         size = 1
         for length in parameter.shape:

@@ -15,6 +15,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan import search, tool
+from megarlhf.plan.estimate import no_stream
 from megarlhf.plan.fake_run import measure, run_rank
 from megarlhf.plan.hardware import Calibration
 from megarlhf.plan.layers import run_stage
@@ -109,9 +110,19 @@ def stages(rank, world, cases, tokens):
 
 
 def plan(rank, world, file):
-    """A configuration's verdict, and of each place its peak and its memory."""
+    """A configuration's verdict, and of each place its peak and its memory.
+
+    Of each pipeline only the first stage is run, which keeps most in flight; the others are as it is.
+    """
+    known = {}
+
+    def run(role, stage, **options):
+        if role.name not in known:
+            known[role.name] = run_stage(role, 0, **options)
+        return known[role.name]
+
     with _without_world():
-        found = make_plan(read_subject(Path(file), (), calibration=Calibration()))
+        found = make_plan(read_subject(Path(file), (), calibration=Calibration()), run, no_stream)
     return found.verdict, [(place.name, place.peak, place.memory) for place in found.places]
 
 
