@@ -40,7 +40,7 @@ class Recorded:
         self.needs_entropy = self.loss.needs_entropy
         self.divisors = self.loss.divisors
         self.from_logits = self.loss.from_logits
-        self.reads_trained_only = self.loss.reads_trained_only
+        self.reads_trained_only = False  # logits are compared at every token
 
     def __call__(
         self, output: torch.Tensor, entropy: torch.Tensor | None, batch: MicroBatch

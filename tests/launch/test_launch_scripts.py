@@ -159,7 +159,7 @@ def test_torchrun_ends_at_once_on_a_second_interrupt(tmp_path: Path):
 def start_torchrun(folder: Path, python: Path) -> subprocess.Popen:
     """The script with a stand-in for Python, once that is ready."""
     # A shell cannot catch what was ignored before it began, as it is behind nohup and in the background.
-    signals = ("env", "--default-signal=INT,HUP")
+    signals = ("env", "--default-signal=INT,HUP,QUIT")
     script = subprocess.Popen(
         [*signals, "bash", str(TORCHRUN), "--nproc", "1", "--", "sft", f"output.dir={folder}"],
         env=environment(PYTHON=str(python)),

