@@ -64,4 +64,4 @@ def _text(value: Any) -> str:
 def write_json(path: Path | None, content: Any) -> None:
     """Where a path is given."""
     if path is not None:
-        path.write_text(json.dumps(content, indent=2) + "\n")
+        path.write_text(json.dumps(content, indent=2, default=str) + "\n")
