@@ -54,8 +54,13 @@ class Result:
 
 
 def search(subject: Subject) -> Result:
-    """Estimate layouts and plan the best of them, for at most about `SECONDS`."""
+    """Estimate layouts and plan the best of them, for at most about `SECONDS`.
+
+    The configuration as it is comes first, so that nothing worse is proposed.
+    """
     begin = time.monotonic()
+    own = _planned(subject, {})
+    found = [] if own is None else [Found({}, own)]
     wanted, run = candidates(subject), estimating()
     estimates, count = [], 0
     for change in wanted:
@@ -65,7 +70,7 @@ def search(subject: Subject) -> Result:
         plan = _planned(subject, change, run, no_stream)
         if plan is not None:
             estimates.append((plan.seconds, len(estimates), change))
-    found, planned = [], 0
+    planned = 0
     for _, _, change in sorted(estimates):
         if len(found) == BEST or (planned and time.monotonic() > begin + SECONDS):
             break
@@ -96,9 +101,14 @@ def search_text(result: Result) -> str:
     for place, one in enumerate(result.found, 1):
         settings = " ".join(f"{key}={_word(value)}" for key, value in one.change.items())
         speed = f"{one.plan.seconds:.0f} s a step, {one.plan.tokens_a_second:,.0f} tokens/s/GPU"
-        lines += [f"{place}. {speed}, {one.plan.verdict}: {one.reason}", f"   {settings}"]
+        lines += [f"{place}. {speed}, {one.plan.verdict}: {one.reason}"]
+        lines += [f"   {settings or 'the configuration as it is'}"]
     if not result.found:
-        lines.append("none fits: more GPUs, or GPUs with more memory")
+        lines.append(
+            "none of those fits; a faster machine would reach the others"
+            if result.left
+            else "none fits: more GPUs, or GPUs with more memory"
+        )
     return "\n".join(lines)
 
 
