@@ -1,5 +1,6 @@
 """What a model says of sequences that are there already: log-probabilities, values, scores."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-class Scoring:
+class Scoring(ABC):
     """For a model that can be run forward; every method is collective over its ranks."""
 
     passes: Passes
     place: Coordinates
     groups: "ProcessGroupCollection"
 
+    @abstractmethod
     def run_forward(
         self,
         sequences: Sequence[TokenSequence],
@@ -30,7 +32,6 @@ class Scoring:
         groups: Sequence[tuple[int, ...]] | None = None,
     ) -> tuple[list[MicroBatch], list[Any]]:
         """See `ModelEngine`."""
-        raise NotImplementedError
 
     def logprobs(
         self,

@@ -183,9 +183,8 @@ def _select(directory: Path) -> dict[str, float]:
             margin = high["reward"] - low["reward"]
             pairs.append({**row, "prompt": record["prompt"], **answers, "margin": margin})
     for name, rows in ((BEST, best), (PAIRS, pairs)):
-        (directory / name).write_bytes(
-            b""
-        )  # without rows it is there too, and says so when it is read
+        # Without rows the file is there too, and says so when it is read.
+        (directory / name).write_bytes(b"")
         for row in rows:
             jsonl.append(directory / name, row)
     return {

@@ -26,7 +26,7 @@ _MAY_CHANGE = (
     *("model.recompute", "critic.recompute", "critic.export"),
     *("optimizer.offload", "critic.optimizer.offload"),
     *("rollout.engines", "rollout.tensor_parallel", "rollout.placement"),
-    *("rollout.cuda_graphs", "rollout.max_sequences"),
+    *("rollout.cuda_graphs", "rollout.max_sequences", "rollout.share_prompts"),
     *("rollout.gpu_memory_utilization", "rollout.kv_cache_gib", "data.workers", "data.cache_dir"),
     *("reward.workers", "reward.timeout_s", "reward.retries", "output.", "cluster."),
 )

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,23 @@ def model_dir(tmp_path_factory) -> Path:
 
     directory = tmp_path_factory.mktemp("model")
     make_model(directory, seed=7)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def reward_model(tmp_path_factory, model_dir) -> Path:
+    """A Hugging Face reward model with the tiny model's body and tokenizer, and a random head."""
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    directory = tmp_path_factory.mktemp("reward") / "model"
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(
+        model_dir, num_labels=1, pad_token_id=0
+    )
+    model.save_pretrained(directory)
+    for file in model_dir.glob("token*"):
+        shutil.copy(file, directory)
     return directory
 
 

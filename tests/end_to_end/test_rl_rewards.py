@@ -1,7 +1,6 @@
 """A run whose rewards are a function that fails for some prompts and a served one."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -60,23 +59,16 @@ def test_reward_of_a_function_and_a_server_with_samples_dropped(
     assert all("plus two?" in a["prompt"] or "plus five?" in a["prompt"] for a in unscored)
 
 
-def test_reward_models_on_ranks_of_their_own(tmp_path, model_dir, rl_command, run_cli):
+def test_reward_models_on_ranks_of_their_own(tmp_path, reward_model, rl_command, run_cli):
     """Two stages; the scores are those of Hugging Face's model for the tokens that were sampled."""
     from transformers import AutoModelForSequenceClassification
 
-    directory = tmp_path / "rm"
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, num_labels=1, pad_token_id=0
-    )
-    model.save_pretrained(directory)
-    for file in model_dir.glob("token*"):
-        shutil.copy(file, directory)
+    model = AutoModelForSequenceClassification.from_pretrained(reward_model)
     out = tmp_path / "run"
     run_cli(
         rl_command(
             out,
-            f"reward.models=[judge={directory}]",
+            f"reward.models=[judge={reward_model}]",
             "reward.weights=[0.0, 1.0]",
             "reward.parallel.pipeline=2",
             "cluster.reward_ranks=2",

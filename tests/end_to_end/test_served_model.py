@@ -1,7 +1,6 @@
 """``megarlhf serve-rm --model``: a reward model on two ranks, behind HTTP."""
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -12,21 +11,6 @@ import pytest
 import torch
 
 TEXTS = ["what is one plus two? three", "four", "what is it?<eos>"]
-
-
-@pytest.fixture(scope="module")
-def reward_model(tmp_path_factory, model_dir):
-    from transformers import AutoModelForSequenceClassification
-
-    directory = tmp_path_factory.mktemp("reward") / "model"
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_pretrained(
-        model_dir, num_labels=1, pad_token_id=0
-    )
-    model.save_pretrained(directory)
-    for file in model_dir.glob("token*"):
-        shutil.copy(file, directory)
-    return directory
 
 
 def test_scores_are_those_of_hugging_face(reward_model):
