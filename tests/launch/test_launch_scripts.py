@@ -15,6 +15,7 @@ from tests.launch.scripts import LAUNCH, command_lines, environment, program, ru
 TORCHRUN = LAUNCH / "torchrun.sh"
 ITERATE = LAUNCH / "iterate.sh"
 LOGGING = "--redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT --shutdown-timeout=5 "
+PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='$role_name'"
 
 
 def planned(output: str) -> list[list[str]]:
@@ -30,28 +31,27 @@ def test_torchrun_dry_run_on_one_node():
     done = run(TORCHRUN, *options, "--", "sft", "--config", "a b.yaml", "x=[1, 2]")
     assert done.returncode == 0, done.stderr
     assert planned(done.stdout) == command_lines(
-        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {sys.executable} -m torch.distributed.run "
+        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {PREFIX} {sys.executable} -m torch.distributed.run "
         f"--nproc-per-node=2 --standalone --local-addr=127.0.0.1 --log-dir=LOGS {LOGGING}"
         "-m megarlhf sft --config 'a b.yaml' 'x=[1, 2]'"
     )
-    assert "--log-dir=megarlhf-logs/" in done.stdout
+    assert f"--log-dir={Path.cwd()}/megarlhf-logs/" in done.stdout
     seen = environment(CUDA_VISIBLE_DEVICES="2,5,6")
     assert "--nproc-per-node=3 " in run(TORCHRUN, "--dry-run", "--", "sft", env=seen).stdout
     done = run(TORCHRUN, "--dry-run", "--", "sft", "output.dir=OUT")
-    assert "--log-dir=OUT/logs/" in done.stdout
+    assert f"--log-dir={Path.cwd()}/OUT/logs/" in done.stdout
 
 
 def test_torchrun_dry_run_on_two_nodes():
-    options = (
-        "--nproc 8 --nnodes 2 --node-rank 1 --master-addr h0 --master-port 3000 --log-dir logs"
-    )
+    options = "--nproc 8 --nnodes 2 --node-rank 1 --master-addr 10.0.0.7 --master-port 3000 --log-dir logs"
     words = shlex.split(options + " --dry-run -- dpo")
     outer = {"MEGARLHF_STOP_FILE": "/of/the/job"}
     done = run(TORCHRUN, *words, env=environment(OMP_NUM_THREADS="4") | outer)
     assert done.returncode == 0, done.stderr
     assert planned(done.stdout) == command_lines(
-        f"OMP_NUM_THREADS=4 MEGARLHF_STOP_FILE=/of/the/job {sys.executable} -m torch.distributed.run "
-        "--nproc-per-node=8 --nnodes=2 --node-rank=1 --master-addr=h0 --master-port=3000 "
+        f"OMP_NUM_THREADS=4 MEGARLHF_STOP_FILE=/of/the/job {PREFIX} {sys.executable} "
+        "-m torch.distributed.run "
+        "--nproc-per-node=8 --nnodes=2 --node-rank=1 --master-addr=10.0.0.7 --master-port=3000 "
         f"--log-dir=LOGS {LOGGING}-m megarlhf dpo"
     )
 
