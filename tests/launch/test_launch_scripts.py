@@ -31,7 +31,8 @@ def test_torchrun_dry_run_on_one_node():
     done = run(TORCHRUN, *options, "--", "sft", "--config", "a b.yaml", "x=[1, 2]")
     assert done.returncode == 0, done.stderr
     assert planned(done.stdout) == command_lines(
-        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {PREFIX} {sys.executable} -m torch.distributed.run "
+        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {PREFIX} {sys.executable} "
+        "-m torch.distributed.run "
         f"--nproc-per-node=2 --standalone --local-addr=127.0.0.1 --log-dir=LOGS {LOGGING}"
         "-m megarlhf sft --config 'a b.yaml' 'x=[1, 2]'"
     )
@@ -43,8 +44,8 @@ def test_torchrun_dry_run_on_one_node():
 
 
 def test_torchrun_dry_run_on_two_nodes():
-    options = "--nproc 8 --nnodes 2 --node-rank 1 --master-addr 10.0.0.7 --master-port 3000 --log-dir logs"
-    words = shlex.split(options + " --dry-run -- dpo")
+    options = "--nproc 8 --nnodes 2 --node-rank 1 --master-addr 10.0.0.7 --master-port 3000"
+    words = shlex.split(options + " --log-dir logs --dry-run -- dpo")
     outer = {"MEGARLHF_STOP_FILE": "/of/the/job"}
     done = run(TORCHRUN, *words, env=environment(OMP_NUM_THREADS="4") | outer)
     assert done.returncode == 0, done.stderr

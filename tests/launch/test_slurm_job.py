@@ -38,7 +38,7 @@ status=0
 for job in $(jobs -p); do wait "$job" || status=$?; done
 exit "$status"
 """
-# A Python in which torchrun says what it is asked to, and torchrun's run takes the steps that STEPS says.
+# A Python in which torchrun's run waits until it is told to stop, and has then taken the STEPS.
 PYTHON = f"""
 [[ $* == *torch.distributed.run* ]] || exec {sys.executable} "$@"
 until [[ -e $MEGARLHF_STOP_FILE ]]; do sleep 0.1; done

@@ -74,7 +74,7 @@ def test_rl_runs_on_a_ray_cluster(fake_slurm: Path, tmp_path: Path):
 
 def test_offline_methods_run_by_torchrun(fake_slurm: Path, tmp_path: Path):
     (tmp_path / "env").touch()
-    words = "--no-check --nproc 8 --env-file env --log-dir L -- sft a=b".split()
+    words = shlex.split("--no-check --nproc 8 --env-file env --log-dir L -- sft a=b")
     line = planned(fake_slurm, tmp_path, *words)[-1]
     logs = f"{tmp_path}/L/5003/start-0"
     bash = line[len(STEP) : len(STEP) + 4]
