@@ -1,19 +1,19 @@
 """Supervised fine-tuning as a user runs it: launch/torchrun.sh, two ranks, tensor parallelism."""
 
 from megarlhf.report.metrics import MetricsLog
-from tests.end_to_end.conftest import figures
+from tests.end_to_end.conftest import SFT_STEPS, figures
 
 
-def test_loss_falls_and_a_resumed_run_repeats_the_whole_one(tmp_path, sft_command, run_cli):
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    run_cli(sft_command(whole, "train.steps=6"))
-    losses = [row["loss"] for row in MetricsLog.read(whole)]
+def test_loss_falls_and_a_resumed_run_repeats_the_whole_one(
+    tmp_path, sft_command, run_cli, whole_sft
+):
+    losses = [row["loss"] for row in MetricsLog.read(whole_sft)]
     assert losses[-1] < 0.9 * losses[0]
 
-    run_cli(sft_command(parts, "train.steps=3"))
-    run_cli(sft_command(parts, "train.steps=6"))
-    assert figures(parts) == figures(whole)  # bit for bit
-    a, b = (run / "model" / "model.safetensors" for run in (whole, parts))
+    run_cli(sft_command(tmp_path, "train.steps=3"))
+    run_cli(sft_command(tmp_path, f"train.steps={SFT_STEPS}"))
+    assert figures(tmp_path) == figures(whole_sft)  # bit for bit
+    a, b = (run / "model" / "model.safetensors" for run in (whole_sft, tmp_path))
     assert a.read_bytes() == b.read_bytes()
 
 

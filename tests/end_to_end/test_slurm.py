@@ -13,11 +13,13 @@ import pytest
 
 from megarlhf.report.metrics import MetricsLog
 from tests.end_to_end.conftest import figures
-from tests.launch.slurm_cluster import SlurmCluster, processes_with, until, why_not
+from tests.launch.processes import processes_with, until
+from tests.launch.slurm_cluster import SlurmCluster, why_not
 
 SUBMIT = str(Path(__file__).parents[2] / "launch" / "submit.sh")
 LOGPROB_GAP = 2e-6  # as in test_rl.py
 STEPS = 30
+SAVE_SECONDS = 120
 
 
 @dataclass
@@ -37,7 +39,7 @@ class Job:
 
     @property
     def logs(self) -> Path:
-        return self.folder / "logs"
+        return self.folder / "logs" / self.number
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +76,8 @@ def jobs(cluster, sft_command, rl_command) -> dict[str, Job]:
 
     rl = rl_command(cluster.folder / "rl" / "run", "train.steps=2", "data.eval_prompts=null")
     rl += ["cluster.actor_ranks=2", "cluster.actor_nodes=2"]  # one on each, data-parallel
-    jobs = {"cut": sft("cut", "--time 1 --save-seconds 5")}
-    with _held_until_told_to_stop(jobs["cut"]):
+    jobs = {"cut": sft("cut", f"--time 60 --save-seconds {SAVE_SECONDS}")}
+    with _held_until_told_to_stop(cluster, jobs["cut"]):
         jobs["whole"] = sft("whole", "")
         jobs["broken"] = sft("broken", "", "no.such=key")
         jobs["rl"] = submit("rl", "", rl[rl.index("rl") :])
@@ -85,10 +87,11 @@ def jobs(cluster, sft_command, rl_command) -> dict[str, Job]:
 
 
 @contextmanager
-def _held_until_told_to_stop(job: Job) -> Iterator[None]:
-    """Stop the ranks after some steps, so that the time limit comes before the last one.
+def _held_until_told_to_stop(cluster: SlurmCluster, job: Job) -> Iterator[None]:
+    """Stop the ranks after some steps, let the time limit come near, and let them go when it is told.
 
-    Slurm looks at the limits every 30 s: it tells this job 25 to 55 s after its start.
+    Slurm looks at the limits every 30 s, and tells a job so much earlier than it asks for. Once it has
+    told this one the limit goes away: how long a save takes depends on what else this machine does.
     """
     metrics = job.run / "metrics.jsonl"
     until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), 120, "no third step")
@@ -99,9 +102,13 @@ def _held_until_told_to_stop(job: Job) -> Iterator[None]:
     ]
     for number in ranks:
         os.kill(number, signal.SIGSTOP)
+    minutes = cluster.seconds_of(job.number) // 60
+    cluster.set_limit(job.number, minutes + SAVE_SECONDS // 60)
     try:
         yield
-        until((job.logs / "start-0" / "stop").exists, 90, "no signal came before the limit")
+        stop = job.logs / "start-0" / "stop"
+        until(stop.exists, 60, "no signal came before the limit")
+        cluster.set_limit(job.number, minutes + 60)
     finally:
         for number in ranks:
             os.kill(number, signal.SIGCONT)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.processes import free_port, processes_with
 from tests.launch.scripts import LAUNCH, environment, run
-from tests.launch.slurm_cluster import free_port, processes_with
 
 RAY = LAUNCH / "ray.sh"
 NODES = """

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.processes import until
 from tests.launch.scripts import LAUNCH, environment, program, run
-from tests.launch.slurm_cluster import until
 
 SLURM = LAUNCH / "slurm.sbatch"
 SCONTROL = """
