@@ -108,10 +108,11 @@ s = socket.socket(type=socket.SOCK_DGRAM); s.connect((sys.argv[1], 1)); print(s.
     echo "$head" >"$dir/head"
     eval "$(environment "$head")"
     unset RAY_AUTH_TOKEN
+    pid=''
+    trap '[[ -z $pid ]] || { echo "$pid" >"$file" && end "$file"; }; exit "$INTERRUPTED"' INT TERM HUP
     setsid "${ray[@]}" >"$dir/$address.log" 2>&1 </dev/null &
     pid=$!
     echo "$pid" >"$file"
-    trap 'end "$file"; exit "$INTERRUPTED"' INT TERM HUP
     until grep -q 'Ray runtime started' "$dir/$address.log"; do
         kill -0 "$pid" 2>/dev/null || { forget "$file" && fail "Ray did not start: $(tail -n 5 "$dir/$address.log")"; }
         ((SECONDS < deadline)) || { end "$file" && fail "Ray did not start in $wait s: see $dir/$address.log"; }

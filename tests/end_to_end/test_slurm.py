@@ -114,6 +114,15 @@ def _held_until_told_to_stop(cluster: SlurmCluster, job: Job) -> Iterator[None]:
             os.kill(number, signal.SIGCONT)
 
 
+def test_the_nodes_are_network_namespaces(cluster, jobs):
+    if cluster.hosts.why_loopback:
+        pytest.skip(cluster.hosts.why_loopback)
+    fit = [line for line in jobs["whole"].printed.splitlines() if " CPUs, " in line]
+    used = [host for host in cluster.hosts.all if any(host.name in line for line in fit)]
+    assert len(used) == 2
+    assert all(f"{host.name} ({host.address}): " in "\n".join(fit) for host in used)
+
+
 def test_sft_runs_over_two_nodes(cluster, jobs):
     job = jobs["whole"]
     assert cluster.state(job.number) == "COMPLETED", job.printed

@@ -92,6 +92,6 @@ def test_rl_on_a_ray_cluster_by_hand(hosts, tmp_path, rl_command):
         finished(started(first, *rl, **variables))
     (row,) = [row for row in MetricsLog.read(tmp_path / "run") if "logprob_gap" in row]
     assert row["logprob_gap"] < LOGPROB_GAP
-    assert not processes_with(str(port)), "processes of the cluster are left"
+    assert not processes_with(f"{first.address}:{port}"), "processes of the cluster are left"
     left = {file.suffix for file in (tmp_path / "ray").iterdir()}
     assert left == {".log"}

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.processes import processes_with
 from tests.launch.scripts import LAUNCH, command_lines, environment, program, run
 
 TORCHRUN = LAUNCH / "torchrun.sh"
@@ -157,19 +158,47 @@ def test_torchrun_ends_at_once_on_a_second_interrupt(tmp_path: Path):
     assert script.returncode == 128 + signal.SIGQUIT
 
 
+def test_nothing_is_left_of_a_torchrun_that_was_killed(tmp_path: Path):
+    mark = f"{tmp_path}/orphan"  # in a session of its own, as torchrun's ranks are
+    orphan = f"setsid bash -c 'echo ready; while :; do sleep 0.1; done' {mark} &\nsleep 0.5\n"
+    python = program(tmp_path / "python", READY.replace("echo ready", "") + orphan + "kill -9 $$\n")
+    script = start_torchrun(tmp_path, python)
+    assert processes_with(mark)
+    script.communicate(timeout=30)
+    assert script.returncode == 128 + signal.SIGKILL
+    assert processes_with(mark) == {}
+
+
+def test_two_runs_at_once_have_folders_of_their_own(tmp_path: Path):
+    python = program(tmp_path / "python", READY + STOPS)
+    runs = [start_torchrun(tmp_path, python) for _ in range(2)]
+    runs[0].send_signal(signal.SIGTERM)
+    runs[0].communicate(timeout=30)
+    assert (runs[0].returncode, runs[1].poll()) == (130, None)
+    runs[1].send_signal(signal.SIGTERM)
+    runs[1].communicate(timeout=30)
+    assert len(list(tmp_path.glob("logs/*"))) == 2
+
+
 def start_torchrun(folder: Path, python: Path) -> subprocess.Popen:
     """The script with a stand-in for Python, once that is ready."""
+    words = ["--nproc", "1", "--", "sft", f"output.dir={folder}"]
+    return start(TORCHRUN, *words, PYTHON=str(python))
+
+
+def start(script: Path, *words: str, **variables: str) -> subprocess.Popen:
+    """A script, once what it runs is ready."""
     # A shell cannot catch what was ignored before it began, as it is behind nohup and in the background.
     signals = ("env", "--default-signal=INT,HUP,QUIT")
-    script = subprocess.Popen(
-        [*signals, "bash", str(TORCHRUN), "--nproc", "1", "--", "sft", f"output.dir={folder}"],
-        env=environment(PYTHON=str(python)),
+    process = subprocess.Popen(
+        [*signals, "bash", str(script), *words],
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert script.stdout.readline() == "ready\n"
-    return script
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 # --- all --------------------------------------------------------------------------------------
@@ -201,6 +230,18 @@ def test_iterate_dry_run():
             f"data.train=json@{at}/generate/pairs.jsonl output.dir={at}/train\n"
         )
     assert command_lines(done.stdout) == command_lines(expected)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_iterate_passes_signals_on(tmp_path: Path, sent: signal.Signals):
+    stops = "trap 'echo got it; exit 130' TERM INT; echo ready; while :; do sleep 0.1; done"
+    python = program(tmp_path / "python", stops)
+    words = ["--model", "M", "--out", str(tmp_path / "out")]
+    script = start(ITERATE, "sft", *words, PYTHON=str(python))
+    script.send_signal(sent)
+    printed, _ = script.communicate(timeout=30)
+    assert (script.returncode, printed) == (130, "got it\n")
+    assert not list(tmp_path.rglob("done"))
 
 
 @pytest.mark.parametrize(
