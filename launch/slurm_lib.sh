@@ -82,17 +82,27 @@ check_nodes() {
 # the job back into the queue, under its number; Slurm starts it again. Not if two lives in a row did no step, nor if it
 # was cancelled meanwhile. Reads log_dir.
 go_on_later() {
-    local done_steps before=(0)
+    local done_steps pause before=(0)
     [[ ! -e $log_dir/stopped-after ]] || mapfile -t -O 1 before <"$log_dir/stopped-after"
     done_steps=${before[-1]} # told before the run began
     ! was_stopped || done_steps=$(<"$MEGARLHF_STOP_FILE")
     echo "$done_steps" >>"$log_dir/stopped-after"
     [[ ${#before[@]} -lt 2 || "${before[*]: -2}" != "$done_steps $done_steps" ]] ||
         fail "the time limit is too short: no step was done since it came last (step $done_steps); raise --time"
-    case $(scontrol show job "$SLURM_JOB_ID") in *JobState=CANCELLED*) fail "stopped after step $done_steps, and cancelled" ;; esac
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        say "the time limit is near: stopped after step $done_steps, and queued again"
-    else
-        say "stopped after step $done_steps, but Slurm does not queue the job again: submit the same line"
-    fi
+    # At the limit Slurm has begun to end the job, with that reason; a job that ends for another one was cancelled.
+    case $(scontrol show job "$SLURM_JOB_ID") in
+    *JobState=RUNNING* | *Reason=TimeLimit* | '') ;;
+    *)
+        say "stopped after step $done_steps, and cancelled"
+        return
+        ;;
+    esac
+    for pause in 5 10 20 ''; do # a controller may be busy
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            say "the time limit is near: stopped after step $done_steps, and queued again"
+            return
+        fi
+        sleep "${pause:-0}"
+    done
+    say "stopped after step $done_steps, but Slurm does not queue the job again: submit the same line"
 }

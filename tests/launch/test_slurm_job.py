@@ -20,7 +20,7 @@ echo "$*" >>"${0%/*}/asked"
 case "$*" in
 'show hostnames n[1-2]') printf 'n1\\nn2\\n' ;;
 'show node n'?) echo "   NodeAddr=127.0.0.1${3#n} NodeHostName=h" ;;
-'show job 7') printf 'JobId=7\\n   JobState=RUNNING\\n   Command=%s\\n' "$COMMAND" ;;
+'show job 7') printf '%s\\n   Command=%s\\n' "${STATE:-JobState=RUNNING Reason=None}" "$COMMAND" ;;
 'requeue 7') ;;
 *) exit 1 ;;
 esac
@@ -71,9 +71,9 @@ class Job:
             text=True,
         )
 
-    def told(self, life: int, steps: str) -> tuple[int, str]:
+    def told(self, life: int, steps: str, **extra: str) -> tuple[int, str]:
         """Status and errors of a life that is told in its run to stop, and has done so many steps."""
-        job = self.start("--no-check", SLURM_RESTART_COUNT=str(life), STEPS=steps)
+        job = self.start("--no-check", SLURM_RESTART_COUNT=str(life), STEPS=steps, **extra)
         logs = self.folder / "slurm-7-logs" / f"start-{life}"
         until(lambda: len(list(logs.glob("*-node?"))) == 2, 20, "no torchrun")
         job.send_signal(signal.SIGUSR1)
@@ -100,6 +100,17 @@ def test_a_job_goes_back_into_the_queue_unless_it_does_no_steps(job: Job):
     assert status == 1
     assert "no step was done since it came last (step 9)" in errors
     assert job.asked().count("requeue 7") == 3
+
+
+def test_a_job_that_was_cancelled_meanwhile_does_not_come_back(job: Job):
+    status, errors = job.told(
+        0, "5", STATE="JobState=COMPLETING Reason=None"
+    )  # as seen of Slurm 22.05
+    assert status == 130, errors
+    assert "stopped after step 5, and cancelled" in errors.splitlines()[-1]
+    _, errors = job.told(1, "9", STATE="JobState=COMPLETING Reason=TimeLimit")
+    assert "stopped after step 9, and queued again" in errors
+    assert job.asked().count("requeue 7") == 1
 
 
 def test_a_job_that_is_told_before_its_run_began_is_queued_again(job: Job):
