@@ -87,6 +87,17 @@ log_folder() {
     echo "$folder"
 }
 
+# new_folder NAME: makes that folder, or NAME.1, NAME.2 where another run has made it, and prints which.
+new_folder() {
+    local name=$1 number=0
+    mkdir -p -- "$(dirname -- "$1")" || fail "cannot make $1: choose --log-dir"
+    until mkdir -- "$name" 2>/dev/null; do
+        [[ -e $name ]] || fail "cannot make $name: choose --log-dir"
+        name=$1.$((++number))
+    done
+    echo "$name"
+}
+
 # --- the run as a child -----------------------------------------------------------------------
 #
 # The ranks are not reached by signals: torchrun, srun or a container is between. MEGARLHF_STOP_FILE names

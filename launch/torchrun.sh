@@ -83,16 +83,8 @@ address by which the other nodes reach node 0"
         "--master-addr=$master_addr" "--master-port=$master_port")
 fi
 log_dir=$(realpath -m -- "${log_dir:-$(log_folder "$@")}")
-name_logs() { logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node${node_rank:-0}; }
-name_logs
-if [[ -z $dry_run ]]; then
-    mkdir -p -- "$log_dir" || fail "cannot make $log_dir: choose --log-dir"
-    until mkdir -- "$logs" 2>/dev/null; do # a second run in the same second has the next one
-        [[ -e $logs ]] || fail "cannot make $logs: choose --log-dir"
-        sleep 1
-        name_logs
-    done
-fi
+logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node${node_rank:-0}
+[[ -n $dry_run ]] || logs=$(new_folder "$logs")
 # Ranks write to files, the first one here too. torchrun does not pass signals on: see lib.sh; QUIT is for urgency.
 launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT
     --shutdown-timeout=5 -m megarlhf "$@")
@@ -115,8 +107,6 @@ if ((status == 0)) && was_stopped; then
     say "stopped after step $(<"$MEGARLHF_STOP_FILE"), and saved: the same line goes on"
     exit "$INTERRUPTED"
 fi
-if ((status != 0)); then
-    end_left
-    show_failure "$logs"
-fi
+((status <= 128)) || end_left
+((status == 0)) || show_failure "$logs"
 exit "$status"
