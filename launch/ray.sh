@@ -55,7 +55,7 @@ folder_of() { echo "/tmp/ray-$(cksum <<<"$dir $1" | cut -d' ' -f1)"; }
 runs() {
     local pid
     pid=$(<"$1")
-    tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q -- "--temp-dir=$(folder_of "$(basename "$1" .pid)") "
+    tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -q -- "--temp-dir=$(folder_of "$(basename "$1" .pid)") "
 }
 
 environment() {
@@ -142,13 +142,15 @@ end() {
 down() {
     local file ended=0
     for file in "$dir"/*.pid; do
-        if [[ ! -e $file ]] || ! runs "$file"; then continue; fi
+        [[ -e $file ]] || continue
         if [[ -n $dry_run ]]; then
-            show kill -TERM "$(<"$file")"
-            continue
+            ! runs "$file" || show kill -TERM "$(<"$file")"
+        elif runs "$file"; then
+            end "$file"
+            ended=$((ended + 1))
+        elif [[ -d $(folder_of "$(basename "$file" .pid)") ]]; then # of this machine, and killed meanwhile
+            forget "$file"
         fi
-        end "$file"
-        ended=$((ended + 1))
     done
     [[ -n $dry_run ]] || say "ended Ray at $ended addresses of this machine"
 }
@@ -158,6 +160,7 @@ up) up ;;
 down) down ;;
 env)
     [[ -f $dir/head ]] || fail "no cluster in $dir: 'ray.sh up' first"
+    listens "$(<"$dir/head")" || fail "no cluster at $(<"$dir/head") any more: 'ray.sh down', and up again"
     environment "$(<"$dir/head")"
     ;;
 esac

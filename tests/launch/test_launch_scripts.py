@@ -1,4 +1,7 @@
-"""The launch scripts: the commands they would run, their errors, and real runs on this machine."""
+"""torchrun.sh and iterate.sh: what they would run, their errors, signals; and what all scripts share.
+
+Real runs by torchrun.sh are in end_to_end/, such as test_sft.py and test_two_hosts.py.
+"""
 
 import re
 import shlex
@@ -95,25 +98,6 @@ def test_no_such_python():
     done = run(TORCHRUN, "--nproc", "1", "--", "sft", env=environment(PYTHON="/none/python"))
     assert done.returncode == 1
     assert "no Python at '/none/python'" in done.stderr
-
-
-@pytest.mark.slow
-def test_torchrun_runs_two_processes(tmp_path: Path):
-    logs = tmp_path / "logs"
-    done = run(TORCHRUN, "--nproc", "2", "--log-dir", str(logs), "--", "--version", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"logs of each rank: {logs}/" in done.stderr
-    printed = [file.read_text() for file in sorted(logs.glob("*/*/attempt_*/*/stdout.log"))]
-    assert len(printed) == 2
-    assert printed[0] == printed[1]
-    assert printed[0].strip()
-
-
-@pytest.mark.slow
-def test_torchrun_returns_the_failure(tmp_path: Path):
-    done = run(TORCHRUN, "--nproc", "2", "--", "no-such-command", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "no-such-command" in done.stderr.splitlines()[-1]
 
 
 # A Python in which torchrun is ready and ...
