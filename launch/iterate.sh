@@ -28,7 +28,7 @@ and the worst). Each round samples from the model of the round before, which is 
 With --train lora.rank=16 the adapters of a round are merged into its model, the base of the next.
 
 Settings may also be in a file: --generate and --train take one FILE.yaml too. What is done is not done again:
-the same line goes on where it was stopped.
+the same line goes on where it was stopped. Ctrl-C, TERM and HUP are passed on to what runs: it saves, and the status is 130.
 EOT
 }
 
