@@ -11,7 +11,13 @@ from megarlhf.data.records import Prompt, Sample
 from megarlhf.models.spec import ModelSpec
 from megarlhf.rollout.cpu_kernels import latent_settings
 from megarlhf.rollout.generation import Generation
-from megarlhf.rollout.settings import EngineSettings, Sampling, prefill_settings, stop_token_ids
+from megarlhf.rollout.settings import (
+    EngineSettings,
+    Sampling,
+    gpu_settings,
+    prefill_settings,
+    stop_token_ids,
+)
 from megarlhf.sync.engine_layout import untouched_parameters
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.vllm_transport import Notes
@@ -55,6 +61,7 @@ class VllmEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **prefill_settings(settings.max_length),
+            **gpu_settings(settings),
             **latent_settings(spec),
         )
         self._llm.update_weight_version("0")
