@@ -68,7 +68,9 @@ class VllmEngine:
         # What is not trained does not come again either.
         untouched = untouched_parameters(spec)
         self._sleeps_with_weights = settings.sleeps_with_weights or bool(untouched)
-        self._generation = Generation(self._llm.llm_engine, settings.during_generation)
+        self._generation = Generation(
+            self._llm.llm_engine, settings.during_generation, _settle_device
+        )
         self._notes: Notes | None = None
 
     def ready(self) -> None:
@@ -214,6 +216,11 @@ class VllmEngine:
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""
         self._llm.wake_up(tags=[part])
+
+
+def _settle_device() -> None:
+    if torch.cuda.is_initialized():  # by a rank in this process; others have one thread each
+        torch.cuda.synchronize()
 
 
 def _tokens_of(prompt: Prompt) -> dict[str, list[int]]:

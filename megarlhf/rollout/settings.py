@@ -80,15 +80,13 @@ def gpu_settings(settings: EngineSettings) -> dict[str, Any]:
     """What an engine on GPUs is told beside the rest. As read in vllm 0.32.0."""
     if not torch.cuda.is_available():
         return {}
-    found: dict[str, Any] = {}
+    # A step that is under way when another thread goes on, or new weights come, would be disturbed.
+    found: dict[str, Any] = {"async_scheduling": False}
     if settings.tensor_parallel > 1:
         # Within a placement group of Ray's vLLM would ask Ray for its ranks' GPUs, which we hold.
         found["distributed_executor_backend"] = "mp"
         # Its own all-reduce opens memory by handles that memory which can sleep does not have.
         found["disable_custom_all_reduce"] = settings.can_sleep
-    if settings.during_generation == "keep":
-        # A step under way when new weights come would count as theirs.
-        found["async_scheduling"] = False
     return found
 
 

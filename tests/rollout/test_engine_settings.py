@@ -44,7 +44,6 @@ def test_on_a_gpu_only_the_scheduler_stays_in_the_process():
     ("changed", "told"),
     [
         ({}, {}),
-        ({"during_generation": "keep"}, {"async_scheduling": False}),
         (
             {"tensor_parallel": 2, "can_sleep": True},
             {"distributed_executor_backend": "mp", "disable_custom_all_reduce": True},
@@ -52,10 +51,10 @@ def test_on_a_gpu_only_the_scheduler_stays_in_the_process():
     ],
 )
 def test_what_engines_on_gpus_are_told(tmp_path, monkeypatch, changed, told):
-    settings = settings_of(tmp_path, **{"during_generation": "wait", **changed})
+    settings = settings_of(tmp_path, **changed)
     assert gpu_settings(settings) == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert gpu_settings(settings) == told
+    assert gpu_settings(settings) == {"async_scheduling": False, **told}
 
 
 def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):
