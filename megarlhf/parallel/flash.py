@@ -72,7 +72,7 @@ def block_backward(
     """
     on_cpu = query.device.type == "cpu"
     if query.dtype in _HALF and not on_cpu:
-        unused = torch.empty(0, dtype=torch.int64, device=query.device)
+        unused = torch.empty(2, dtype=torch.uint64, device=query.device)  # of dropout
         return _ops._scaled_dot_product_flash_attention_backward(
             *(grad_out, query, key, value, out, lse, None, None),
             *(query.shape[2], key.shape[2], 0.0, causal, unused, unused),

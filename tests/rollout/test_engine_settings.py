@@ -1,6 +1,9 @@
 """What an engine is started with; no vLLM here."""
 
+import ast
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,7 +57,17 @@ def test_what_engines_on_gpus_are_told(tmp_path, monkeypatch, changed, told):
     settings = settings_of(tmp_path, **changed)
     assert gpu_settings(settings) == {}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert gpu_settings(settings) == {"async_scheduling": False, **told}
+    found = gpu_settings(settings)
+    assert found == {"async_scheduling": False, **told}
+    assert found.keys() <= arguments_of_vllm()
+
+
+def arguments_of_vllm():
+    """Of an engine; read, not imported: that takes seconds."""
+    (folder,) = importlib.util.find_spec("vllm").submodule_search_locations
+    source = ast.parse(Path(folder, "engine", "arg_utils.py").read_text())
+    (cls,) = (n for n in source.body if isinstance(n, ast.ClassDef) and n.name == "EngineArgs")
+    return {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign)}
 
 
 def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):
