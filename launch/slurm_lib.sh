@@ -61,10 +61,19 @@ give --container an Apptainer image, FILE.sif" ;;
 }
 
 # check_words ADDRESS...: puts into `look` the words that look over the nodes. A node that is unfit does not end the look
-# over the others: all that is wrong is said at once. Reads python, logs.
+# over the others: all that is wrong is said at once. Unbuffered, a line of one node would get into another's.
 check_words() {
+    local word
     step_words 0 $#
-    look=("${step[@]/#--kill-on-bad-exit=1/--kill-on-bad-exit=0}" "$python" "$LAUNCH/check_node.py" --shared "$logs" "$@")
+    look=()
+    for word in "${step[@]}"; do
+        case $word in
+        --unbuffered) ;;
+        --kill-on-bad-exit=1) look+=(--kill-on-bad-exit=0) ;;
+        *) look+=("$word") ;;
+        esac
+    done
+    look+=("$python" "$LAUNCH/check_node.py" --shared "$logs" "$@")
 }
 
 # check_nodes ADDRESS...: ends the job with what is wrong where a node cannot run it.
@@ -73,6 +82,7 @@ check_nodes() {
     check_words "$@"
     found=$("${look[@]}") ||
         fail "a node is not fit for the run: see above; sbatch --exclude=NODE goes round it"
+    (($(grep -c . <<<"$found") == $#)) || fail "not every node has answered: $found"
     sort -n <<<"$found" | cut -f2,3 | tr '\t' ' ' >&2
     agreed=$(cut -f3 <<<"$found" | sort -u | wc -l)
     ((agreed == 1)) || fail "the nodes differ: see above"
