@@ -160,9 +160,9 @@ def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
 
 @pytest.fixture(scope="session")
 def whole_sft(tmp_path_factory, sft_command, run_cli) -> Path:
-    """Fine-tuning that was not interrupted, on this machine."""
+    """Fine-tuning that was not interrupted, on this machine, saved half-way too."""
     out = tmp_path_factory.mktemp("sft") / "run"
-    run_cli(sft_command(out, f"train.steps={SFT_STEPS}"))
+    run_cli(sft_command(out, f"train.steps={SFT_STEPS}", "train.save_every=3"))
     return out
 
 

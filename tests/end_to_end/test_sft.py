@@ -1,5 +1,7 @@
 """Supervised fine-tuning as a user runs it: launch/torchrun.sh, two ranks, tensor parallelism."""
 
+import shutil
+
 from megarlhf.report.metrics import MetricsLog
 from tests.end_to_end.conftest import SFT_STEPS, figures
 
@@ -10,12 +12,17 @@ def test_loss_falls_and_a_resumed_run_repeats_the_whole_one(
     losses = [row["loss"] for row in MetricsLog.read(whole_sft)]
     assert losses[-1] < 0.9 * losses[0]
 
-    printed = run_cli(sft_command(tmp_path, "train.steps=3"))
-    assert f"logs of each rank: {tmp_path}/logs/" in printed
-    assert len(list(tmp_path.glob("logs/*-node0/*/attempt_0/?/stdout.log"))) == 2
-    run_cli(sft_command(tmp_path, f"train.steps={SFT_STEPS}"))
-    assert figures(tmp_path) == figures(whole_sft)  # bit for bit
-    a, b = (run / "model" / "model.safetensors" for run in (whole_sft, tmp_path))
+    cut = tmp_path / "cut"
+    shutil.copytree(whole_sft, cut)
+    (cut / "summary.json").unlink()
+    shutil.rmtree(cut / "model")
+    shutil.rmtree(cut / "checkpoints" / f"step-{SFT_STEPS:08}")
+    shutil.rmtree(cut / "logs")
+    printed = run_cli(sft_command(cut, f"train.steps={SFT_STEPS}", "train.save_every=3"))
+    assert f"logs of each rank: {cut}/logs/" in printed
+    assert len(list(cut.glob("logs/*-node0/*/attempt_0/?/stdout.log"))) == 2
+    assert figures(cut) == figures(whole_sft)  # bit for bit
+    a, b = (run / "model" / "model.safetensors" for run in (whole_sft, cut))
     assert a.read_bytes() == b.read_bytes()
 
 

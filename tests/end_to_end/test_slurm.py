@@ -59,7 +59,7 @@ def cluster(tmp_path_factory) -> Iterator[SlurmCluster]:
 
 @pytest.fixture(scope="module")
 def jobs(cluster, sft_command, rl_command) -> dict[str, Job]:
-    """Every job, ended: the first is cut by its time limit, for which it waits with its ranks stopped."""
+    """Every job, ended: the first was cut by its time limit, for which its ranks were held."""
 
     def submit(name: str, options: str, words: list[str]) -> Job:
         folder = cluster.folder / name
@@ -81,7 +81,7 @@ def jobs(cluster, sft_command, rl_command) -> dict[str, Job]:
     jobs["broken"] = sft("broken", "", "no.such=key")
     _hold_until_told_to_stop(cluster, jobs["cut"])
     for job in jobs.values():
-        cluster.wait(job.number, 150)
+        cluster.wait(job.number, 300)
     return jobs
 
 
@@ -92,7 +92,7 @@ def _hold_until_told_to_stop(cluster: SlurmCluster, job: Job) -> None:
     told this one the limit goes away: how long a save takes depends on what else this machine does.
     """
     metrics = job.run / "metrics.jsonl"
-    until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), 120, "no third step")
+    until(lambda: metrics.exists() and '"step": 3,' in metrics.read_text(), 240, "no third step")
     ranks = [
         number
         for number, line in processes_with(f"output.dir={job.run}").items()
