@@ -19,7 +19,7 @@ from megarlhf.engine.scoring import Scoring
 from megarlhf.models.build import build_chunks, transformer_config
 from megarlhf.models.lora.attach import Adapters, attach
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights.loading import load_huggingface
+from megarlhf.models.weights.loading import load_pretrained
 from megarlhf.parallel import device
 from megarlhf.parallel.topology import Topology
 
@@ -71,7 +71,7 @@ class ModelEngine(Scoring):
             experts=config.experts if adapters is None else adapters.experts(config.experts),
         )
         self._chunks = build_chunks(spec, self.config, topology, groups, rank)
-        load_huggingface(spec, topology, rank, self._chunks)
+        load_pretrained(spec, topology, rank, self._chunks)
         self.adapters, self.switch = adapters, None
         if adapters is not None:
             self.switch = attach(adapters, topology, groups, rank, self._chunks)
