@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megarlhf.algo.filtering import groups_with_signal
-from megarlhf.cluster.turns import Separate
+from megarlhf.cluster.device_turns import Separate
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rewards.tally import Tally, complete_groups
@@ -42,7 +42,7 @@ class RolloutMaker:
         config: The run's configuration.
         inputs: Its prompts and rewards.
         sampler: The engines, or an agent that asks them.
-        turns: Told before they sample.
+        turns: Hand the devices to the engines before they sample.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class RolloutMaker:
         """With seeds that are the same for the same rollout and round."""
         again = f"-{rounds}" if rounds else ""
         seeds = random.Random(f"{self._config.train.seed}-{number}{again}")
-        self._turns.sample()
+        self._turns.to_engines()
         return self._sampler.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )

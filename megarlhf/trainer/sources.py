@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from megarlhf.cluster.device_turns import Separate
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.turns import Separate
 from megarlhf.config.schema import AlgorithmConfig, RLConfig
 from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.ahead import Ahead

@@ -98,12 +98,12 @@ class RolloutUpdates:
         return mean_of_taken(found)
 
 
-def sequences_in(config: RLConfig, *, has_critic: bool) -> int:
-    """A rollout of a multiple of so many sequences can be cut into updates and dealt to the ranks.
+def sequence_multiple(config: RLConfig, *, has_critic: bool) -> int:
+    """What the number of a rollout's sequences must be a multiple of, to be cut into updates and dealt.
 
     Args:
         config: The run's configuration.
-        has_critic: Whether there is one to deal to.
+        has_critic: Whether they are dealt to a critic's ranks, too.
     """
     cluster = config.cluster
     dealt = [dealt_in(config.model.parallel, cluster.actor_ranks)]
