@@ -16,7 +16,7 @@ from megarlhf.config.schema import AlgorithmConfig
 from megarlhf.data.dealing import filled
 from megarlhf.data.records import Sample
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.trainer.rows import Rows
+from megarlhf.trainer.credit_rows import Rows
 
 
 def as_sequences(groups: Sequence[Sequence[Sample]], multiple: int = 1) -> list[TokenSequence]:

@@ -34,7 +34,6 @@ from megarlhf.report import jsonl
 from megarlhf.report.progress import Progress
 from megarlhf.rewards.sources import rewards_of
 from megarlhf.rollout.settings import Sampling
-from megarlhf.trainer.agent_sampling import refuse_agents
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import (
@@ -45,6 +44,7 @@ from megarlhf.trainer.rl_inputs import (
 )
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.sampled_model import check_adapters, sampled_model
+from megarlhf.trainer.samplers import refuse_agents
 from megarlhf.trainer.stopping import StopRequest
 
 SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"

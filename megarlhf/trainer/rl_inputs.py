@@ -24,8 +24,8 @@ from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
 from megarlhf.sync.streamable import check_streamable
-from megarlhf.trainer.agent_sampling import scoring_of
-from megarlhf.trainer.ptx import PretrainingRows
+from megarlhf.trainer.pretraining_rows import PretrainingRows
+from megarlhf.trainer.samplers import scoring_of
 
 
 @dataclass

@@ -18,16 +18,16 @@ from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
-from megarlhf.trainer.agent_sampling import samplers_of
 from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.evaluation import Evaluation
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.rollout_source import rollouts_of
 from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
-from megarlhf.trainer.sources import rollouts_of
+from megarlhf.trainer.samplers import samplers_of
 from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
 from megarlhf.trainer.updates import sequence_multiple
 

@@ -12,8 +12,8 @@ from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rewards.tally import Tally, complete_groups
 from megarlhf.rollout.settings import Sampling
-from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.samplers import Sampler
 
 Phase = Callable[[str], AbstractContextManager[None]]  # times its block under a name
 

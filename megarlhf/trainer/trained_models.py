@@ -19,7 +19,7 @@ from megarlhf.engine.reference_worker import ReferenceWorker
 from megarlhf.parallel import context
 from megarlhf.report.jsonl import replace_file
 from megarlhf.trainer import experience
-from megarlhf.trainer.ptx import PretrainingRows
+from megarlhf.trainer.pretraining_rows import PretrainingRows
 from megarlhf.trainer.skipped_steps import SkippedSteps
 from megarlhf.trainer.updates import RolloutUpdates
 

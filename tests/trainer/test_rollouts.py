@@ -12,8 +12,8 @@ from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally
 from megarlhf.trainer.ahead import Ahead
+from megarlhf.trainer.rollout_source import advice_on
 from megarlhf.trainer.rollouts import InTurn, RolloutMaker
-from megarlhf.trainer.sources import advice_on
 from tests.trainer.made_up import Engines, Rewards
 
 CONFIG = RLConfig(

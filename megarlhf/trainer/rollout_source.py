@@ -6,10 +6,10 @@ from contextlib import contextmanager
 from megarlhf.cluster.device_turns import Separate
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.config.schema import AlgorithmConfig, RLConfig
-from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
+from megarlhf.trainer.samplers import Sampler
 
 
 def advice_on(algorithm: AlgorithmConfig) -> str | None:
