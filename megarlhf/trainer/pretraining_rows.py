@@ -1,8 +1,6 @@
 """Supervised rows that the actor learns from in every optimizer step of RL (ptx)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +12,7 @@ from megarlhf.data.batches import ExampleStream, batch_of
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.data.supervised import load_supervised
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.trainer.run_directory import TOKENIZED
+from megarlhf.trainer.run_directory import with_cache
 
 
 class PretrainingRows:
@@ -39,9 +37,7 @@ class PretrainingRows:
         ptx = config.ptx
         if not ptx.coef:
             return None
-        data = ptx.data
-        if data.cache_dir is None:
-            data = replace(data, cache_dir=str(Path(config.output.dir) / TOKENIZED))
+        data = with_cache(ptx.data, config.output)
         rows = load_supervised(data, tokenizer)
         stream = ExampleStream(rows, seed=config.train.seed, shuffle=data.shuffle)
         return cls(stream, ptx.coef, ptx.batch_size)

@@ -11,7 +11,7 @@ from megarlhf.cluster.device_turns import Separate
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.settings import Sampling
+from megarlhf.trainer.engine_settings import rollout_sampling
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.samplers import Sampler
 
@@ -50,13 +50,7 @@ class RolloutMaker:
     ) -> None:
         self._config, self._inputs = config, inputs
         self._sampler, self._turns = sampler, turns
-        self._sampling = Sampling(
-            samples=config.rollout.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_new_tokens=config.rollout.max_new_tokens,
-        )
+        self._sampling = rollout_sampling(config.rollout)
 
     def make(self, number: int, phase: Phase) -> Rollout:
         """Sample, score and filter; again for the prompts that are missing then.

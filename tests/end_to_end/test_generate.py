@@ -17,6 +17,7 @@ from megarlhf.models.lora.adapter import PREFIX
 from megarlhf.report import jsonl
 from megarlhf.report.metrics import MetricsLog
 from megarlhf.trainer import generation
+from megarlhf.trainer.generated_files import GeneratedFiles
 from megarlhf.trainer.offline_inputs import prepare
 from tests.lora.jobs import write_adapters
 from tests.models.tiny import read_tensors
@@ -154,7 +155,7 @@ def test_best_and_pairs_of_what_was_sampled(tmp_path):
     for step, group in responses.items():
         record = {"step": step, "prompt": f"p{step}", "label": None, "responses": group}
         jsonl.append(tmp_path / "samples.jsonl", record)
-    summary = generation._select(tmp_path)
+    summary = GeneratedFiles(tmp_path, {}).select()
     assert [(r["input"], r["output"]) for r in read(tmp_path / "best.jsonl")] == [
         ("p0", "b"),
         ("p1", "same"),
