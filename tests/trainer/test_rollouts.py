@@ -32,7 +32,7 @@ def maker(config=CONFIG, unscored=()):
         stream=PromptStream(prompts, seed=3), reward=Rewards(Tally, unscored), total_steps=6
     )
     engines = Engines()
-    made = RolloutMaker(config, inputs, engines, SimpleNamespace(sample=lambda: None))
+    made = RolloutMaker(config, inputs, engines, SimpleNamespace(to_engines=lambda: None))
     made.engines, made.inputs = engines, inputs
     return made
 
