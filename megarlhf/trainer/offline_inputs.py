@@ -18,7 +18,7 @@ from megarlhf.trainer.rl_inputs import (
     load_tokenizer,
     read_language_model,
 )
-from megarlhf.trainer.run_directory import with_cache
+from megarlhf.trainer.tokenized import with_cache
 
 
 @dataclass(frozen=True)

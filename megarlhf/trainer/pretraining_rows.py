@@ -12,7 +12,7 @@ from megarlhf.data.batches import ExampleStream, batch_of
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.data.supervised import load_supervised
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.trainer.run_directory import with_cache
+from megarlhf.trainer.tokenized import with_cache
 
 
 class PretrainingRows:

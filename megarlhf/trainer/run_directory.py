@@ -3,12 +3,11 @@
 import fcntl
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
-from megarlhf.config.schema import OutputConfig, RowDataConfig
 from megarlhf.config.settings import to_dict
 from megarlhf.config.yaml_text import to_yaml
 from megarlhf.errors import UserError
@@ -20,8 +19,6 @@ BEST = "best.json"  # which checkpoint is kept beside the newest ones, and why
 # What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
 TOKENIZED = "tokenized"
 NOT_OURS = ("run.lock", "logs", TOKENIZED)
-
-Rows = TypeVar("Rows", bound=RowDataConfig)
 
 
 @dataclass(frozen=True)
@@ -191,13 +188,6 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or restore these settings to go on",
             )
-
-
-def with_cache(data: Rows, output: OutputConfig) -> Rows:
-    """Settings of rows, which are kept in the run's directory where the user names no other."""
-    if data.cache_dir is not None:
-        return data
-    return replace(data, cache_dir=str(Path(output.dir) / TOKENIZED))
 
 
 def _read(file: Path, fix: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-from megarlhf.config.batch_checks import check_sequence_length, dealt_in
+from megarlhf.config.batch_checks import check_sequence_length
 from megarlhf.config.layout_checks import check_parallel
 from megarlhf.config.model_files import read_model_config
 from megarlhf.config.schema import KDConfig, ModelConfig
@@ -30,7 +30,8 @@ def check_teacher(
     check_sequence_length({"data.max_tokens": config.data.max_tokens}, model, "teacher")
     teacher = read_language_model(config.teacher.path)
     Topology.of(layout, world).layers_of(teacher.num_layers, 0)
-    stride = dealt_in(config.model.parallel, world)
+    student = Topology.of(config.model.parallel, world)
+    stride = student.dp * (student.pp if student.vpp > 1 else 1)
     if config.train.batch_size % stride:
         raise UserError(
             f"must be a multiple of {stride}, for the teacher to know who needs what of its "
