@@ -26,13 +26,13 @@ class OfflineInputs:
     """What `prepare` found.
 
     Attributes:
-        method: The registry's row.
-        spec: The model.
-        topology: Its layout.
-        adapters: What is trained in its place; None: the model.
-        rows: To train on.
-        held_out: To evaluate on; None if the settings name none.
-        stream: The rows in their order.
+        method: The method's row of the table.
+        spec: The model that is trained.
+        topology: The model's layout.
+        adapters: The adapters that are trained instead of the model; None: the model is.
+        rows: The rows to train on.
+        held_out: The rows to evaluate on; None if the settings name none.
+        stream: The training rows, in the order of training.
         total_steps: Optimizer steps of the whole run.
     """
 

@@ -29,7 +29,7 @@ class PretrainingRows:
 
     @classmethod
     def read(cls, config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> "PretrainingRows | None":
-        """Those of ``ptx.data``; None without a coefficient.
+        """The rows of ``ptx.data``; None if ``ptx.coef`` is 0.
 
         Raises:
             UserError: The data cannot be read: see `load_supervised`.
@@ -44,13 +44,13 @@ class PretrainingRows:
 
     @property
     def highest_token(self) -> int:
-        """Of all rows."""
+        """The highest token id in all rows."""
         return self._stream.items.highest_token
 
     def mix(
         self, sequences: Sequence[TokenSequence], loss: PolicyLoss
     ) -> tuple[list[TokenSequence], TokenLoss]:
-        """An optimizer step's batch with the next rows behind it, and the loss of both."""
+        """An optimizer step's batch with the next rows appended, and the loss over both."""
         rows = batch_of(self._stream.next_batch(self._batch_size)).sequences
         batch = mixed(sequences, rows)
         return batch, PretrainingMix.of(loss, self._coef, batch)

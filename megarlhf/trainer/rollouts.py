@@ -1,4 +1,4 @@
-"""One rollout after the other: prompts, their samples, their rewards, and which are trained on."""
+"""Making rollouts: prompts, their samples, their rewards, and which of them are trained on."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -20,13 +20,13 @@ Phase = Callable[[str], AbstractContextManager[None]]  # times its block under a
 
 @dataclass
 class Rollout:
-    """What a step trains on.
+    """What one step of the loop trains on.
 
     Attributes:
-        number: From 0; trained on by the step that makes version ``number + 1`` of the weights.
+        number: From 0; training on it makes version ``number + 1`` of the weights.
         groups: For each prompt its samples, scored.
-        stream: Where the stream of prompts stood once this rollout had all of its own.
-        metrics: Of its making.
+        stream: The prompt stream's position once this rollout had all of its prompts.
+        metrics: What was measured while it was made.
     """
 
     number: int
@@ -36,7 +36,7 @@ class Rollout:
 
 
 class RolloutMaker:
-    """Makes rollouts, in their order.
+    """Makes rollouts, one after the other.
 
     Args:
         config: The run's configuration.
@@ -53,10 +53,10 @@ class RolloutMaker:
         self._sampling = rollout_sampling(config.rollout)
 
     def make(self, number: int, phase: Phase) -> Rollout:
-        """Sample, score and filter; again for the prompts that are missing then.
+        """Sample, score and filter, until there are as many prompts as a step wants.
 
         Args:
-            number: The rollout's.
+            number: The rollout's number.
             phase: Times ``generate`` and ``reward``.
 
         Raises:
@@ -84,7 +84,7 @@ class RolloutMaker:
         return Rollout(number, groups, inputs.stream.state_dict(), metrics)
 
     def _sample(self, prompts: Sequence[Prompt], number: int, rounds: int) -> list[list[Sample]]:
-        """With seeds that are the same for the same rollout and round."""
+        """Samples, with seeds that depend only on the run's seed, the rollout and the round."""
         again = f"-{rounds}" if rounds else ""
         seeds = random.Random(f"{self._config.train.seed}-{number}{again}")
         self._turns.to_engines()
@@ -93,7 +93,7 @@ class RolloutMaker:
         )
 
     def _worth_training(self, groups: list[list[Sample]], rounds: int) -> list[list[Sample]]:
-        """All; with dynamic filtering those with a signal, while there are refills."""
+        """All groups or, with dynamic filtering and while refills remain, those with a signal."""
         algorithm = self._config.algorithm
         if not algorithm.dynamic_filtering or rounds > algorithm.max_refills:
             return groups
@@ -113,15 +113,15 @@ class InTurn:
         self._maker, self._phase = maker, phase
 
     def start(self, number: int) -> None:
-        """The engines sample from the weights that rollout ``number`` is the first to train."""
+        """Nothing to start: `take` makes a rollout when it is asked for one."""
 
     def take(self, number: int) -> Rollout:
         """The rollout to train on now."""
         return self._maker.make(number, self._phase)
 
     def has_weights(self, step: int, version: int) -> None:
-        """The engines sample from the weights behind this step now, which have this version."""
+        """Nothing to tell: no rollout is made before the engines have the newest weights."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """A checkpoint is written meanwhile: nothing comes in between anyway."""
+        """Nothing to hold off: no other thread can interrupt the main one."""
         return nullcontext()
