@@ -30,7 +30,7 @@ class ActorWorker(ModelWorker):
         self._store: Any = None
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The trained model."""
         return config.model
 

@@ -13,7 +13,7 @@ class RewardWorker(ModelWorker):
     """One rank of the only one of ``reward.models``; see `ModelWorker`."""
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The actor's settings with the reward model's directory and layout."""
         (path,) = models_by_name(config.reward.models).values()
         return replace(config.model, path=path, recompute="none", parallel=config.reward.parallel)
