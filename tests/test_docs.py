@@ -1,5 +1,6 @@
-"""What README.md and docs/ say of the repository is so: files, links, the tree, commands."""
+"""What README.md, docs/ and docstrings say is so: files, links, the tree, commands, arguments."""
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -86,3 +87,26 @@ def test_commands_parse(words, monkeypatch):
     command = getattr(arguments, "command", None)
     if command is not None:
         cli._load(command, arguments.config, arguments.overrides)
+
+
+def documented(docstring: str) -> set[str]:
+    """The names under ``Args:``."""
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    return set(re.findall(r"^    (\w+):", section[1], re.MULTILINE)) if section else set()
+
+
+def test_docstrings_name_only_arguments_that_there_are():
+    wrong = []
+    for file in (ROOT / "megarlhf").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+                continue
+            taken = {inner.arg for inner in ast.walk(node) if isinstance(inner, ast.arg)}
+            fields = {field.target.id for field in getattr(node, "body", []) if is_field(field)}
+            if unknown := documented(ast.get_docstring(node) or "") - taken - fields:
+                wrong.append(f"{file.name}:{node.lineno} {node.name}: {', '.join(unknown)}")
+    assert wrong == []
+
+
+def is_field(node: ast.stmt) -> bool:
+    return isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)
