@@ -112,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=command.help, description=command.help)
         sub.add_argument("--config", metavar="FILE", help="YAML file of settings")
         sub.add_argument(
-            "--help-config", action="store_true", help="list every setting with its default"
+            "--help-config",
+            action="store_true",
+            help="list every setting: type, default and meaning",
         )
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings, e.g. optimizer.lr=1e-6"
@@ -127,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_configured(arguments: argparse.Namespace) -> int:
     command: Command = arguments.command
     if arguments.help_config:
-        for key, kind, default in describe(command.config):
-            print(f"{key:40} {kind:28} {default}")
+        for one in describe(command.config):
+            meaning = f"  # {one.meaning}" if one.meaning else ""
+            print(f"{one.key:40} {one.kind:28} {one.default}{meaning}")
         return 0
     config = _load(command, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")
