@@ -43,9 +43,9 @@ def test_files_that_are_named_are_there_and_define_what_is_said(page):
 
 def test_every_folder_and_top_file_is_in_the_tree():
     text = (ROOT / "docs" / "architecture.md").read_text().split("## ")[1]
-    named = re.findall(r"^ {4}( {2})?([\w.]+)(/?)(?:  |$)", text, re.MULTILINE)
-    inside = {name for indent, name, _ in named if indent}
-    outside = {name for indent, name, _ in named if not indent}
+    named = re.findall(r"^ {4}( {2})?([\w.]+)/?(?:  |$)", text, re.MULTILINE)
+    inside = {name for indent, name in named if indent}
+    outside = {name for indent, name in named if not indent}
     package = {path.name for path in (ROOT / "megarlhf").iterdir()} - UNDOCUMENTED
     assert inside == package
     assert all((ROOT / name).is_dir() for name in outside)
