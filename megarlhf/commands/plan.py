@@ -48,17 +48,13 @@ def add(commands: Any, methods: Sequence[str]) -> None:
         "--skew",
         type=positive_number,
         default=1.0,
-        help="mixtures: tokens of the busiest rank's experts over an even share (default: %(default)s)",
+        help="mixtures: times the even share of tokens that a rank's experts get (%(default)s)",
     )
-    plan.add_argument(
-        "--exact", action="store_true", help="run all layers of deep stages, without extrapolating"
-    )
-    plan.add_argument("--search", action="store_true", help="look for better layouts on these GPUs")
-    plan.add_argument("--json", type=Path, metavar="OUT", help="write the whole plan to this file")
-    plan.add_argument(
-        "--html", type=Path, metavar="OUT", help="write a page with charts to this file"
-    )
-    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the run")
+    plan.add_argument("--exact", action="store_true", help="run all layers of deep stages")
+    plan.add_argument("--search", action="store_true", help="rank layouts for these GPUs")
+    plan.add_argument("--json", type=Path, metavar="OUT", help="write the whole plan here")
+    plan.add_argument("--html", type=Path, metavar="OUT", help="write a page with charts here")
+    plan.add_argument("overrides", nargs="*", metavar="key=value", help="settings, as of the run")
     plan.set_defaults(run=_run)
 
 
