@@ -7,7 +7,7 @@ from torch import nn
 
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.parallel import device
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 from megarlhf.parallel.scored_attention import Scoring
 
 device.prepare()
