@@ -1,4 +1,7 @@
-"""Freed memory stays with the process. Seen for 8 blocks of 48 MiB: 98,000 page faults without, 12,300 with."""
+"""Freed memory stays with the process.
+
+Seen for 8 blocks of 48 MiB: 98,000 page faults without, 12,300 with.
+"""
 
 import os
 import platform
