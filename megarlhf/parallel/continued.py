@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from megarlhf.parallel.device import put
 from megarlhf.parallel.flash import FlashBlock
 from megarlhf.parallel.runs import as_tokens
 from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
@@ -116,6 +117,14 @@ class ContinuedRun(NamedTuple):
         return ScoredBlock(scoring, scale, self.places, torch.arange(self.keys.shape[1]))
 
 
+class _Beginning(NamedTuple):
+    """Tokens of one, all that go on from it, and their places in their sequences; on the host."""
+
+    keys: torch.Tensor
+    queries: torch.Tensor
+    places: torch.Tensor
+
+
 def continued_runs(
     lengths: Sequence[int], starts: Sequence[int], behind: Sequence[int], device: torch.device
 ) -> tuple[ContinuedRun, ...]:
@@ -125,37 +134,31 @@ def continued_runs(
     for number, before in enumerate(behind):
         if before >= 0:
             members[before].append(number)
-    queries, places = {}, {}
-    for before, own in members.items():
-        queries[before] = torch.cat([torch.arange(offsets[n], offsets[n + 1]) for n in own])
-        places[before] = torch.cat([torch.arange(starts[n], starts[n] + lengths[n]) for n in own])
-    # A beginning that is padded is as long as its place says.
-    length = {before: starts[own[0]] for before, own in members.items()}
-    order = sorted(members, key=lambda before: (length[before], -len(queries[before])))
-    runs: list[list[int]] = []
-    for before in order:
-        fits = runs and length[runs[-1][0]] == length[before]
-        if fits and len(queries[before]) >= FULL * len(queries[runs[-1][0]]):
-            runs[-1].append(before)
-        else:
-            runs.append([before])
-    return tuple(
-        _run(
-            [torch.arange(offsets[b], offsets[b] + length[b]) for b in run],
-            [queries[b] for b in run],
-            [places[b] for b in run],
-            device,
+    beginnings = [
+        _Beginning(
+            torch.arange(offsets[before], offsets[before] + starts[own[0]]),  # without padding
+            torch.cat([torch.arange(offsets[n], offsets[n + 1]) for n in own]),
+            torch.cat([torch.arange(starts[n], starts[n] + lengths[n]) for n in own]),
         )
-        for run in runs
-    )
+        for before, own in members.items()
+    ]
+    beginnings.sort(key=lambda one: (len(one.keys), -len(one.queries)))
+    runs: list[list[_Beginning]] = []
+    for one in beginnings:
+        longest = runs[-1][0] if runs else None
+        if (
+            longest is not None
+            and len(longest.keys) == len(one.keys)
+            and len(one.queries) >= FULL * len(longest.queries)
+        ):
+            runs[-1].append(one)
+        else:
+            runs.append([one])
+    return tuple(_run(run, device) for run in runs)
 
 
-def _run(
-    keys: Sequence[torch.Tensor],
-    queries: Sequence[torch.Tensor],
-    places: Sequence[torch.Tensor],
-    device: torch.device,
-) -> ContinuedRun:
+def _run(beginnings: Sequence[_Beginning], device: torch.device) -> ContinuedRun:
+    keys, queries, places = zip(*beginnings, strict=True)
     own = torch.tensor([len(row) for row in queries])
     is_filling = torch.arange(int(own.max())) >= own[:, None]
 
@@ -165,12 +168,12 @@ def _run(
         return torch.where(is_filling, first, padded)
 
     return ContinuedRun(
-        keys=torch.stack(list(keys)).to(device),
-        queries=filled(queries).to(device),
+        keys=put(torch.stack(keys), device),
+        queries=put(filled(queries), device),
         places=filled(places)[:, None, None],
-        filling=is_filling[:, None].to(device) if is_filling.any() else None,
-        tokens=torch.cat(list(queries)).to(device),
-        at=(~is_filling).flatten().nonzero().flatten().to(device),
+        filling=put(is_filling[:, None], device) if is_filling.any() else None,
+        tokens=put(torch.cat(queries), device),
+        at=put((~is_filling).flatten().nonzero().flatten(), device),
     )
 
 
