@@ -53,6 +53,8 @@ class Passes:
         self.spec, self.topology, self.groups = spec, topology, groups
         self.place, self.device = topology.coordinates(rank), device
         self.micro_batch_tokens, self.share = micro_batch_tokens, share
+        # What nobody reads is not computed: a language model predicts nothing from a last token.
+        self._packs = {"share": share, "with_last": not share or spec.scalar_head is not None}
         self._model = model
         self._selected: SelectedTokens | None = None
         if self.is_last_stage and spec.scalar_head is None:
@@ -106,6 +108,7 @@ class Passes:
             max_tokens=self.micro_batch_tokens,
             multiple=math.prod(dealt.values()),
             pad_to_multiple=self.pad_to_multiple,
+            with_last=self._packs["with_last"],
         )
         shares = dealing.partition(
             [group.tokens for group in groups], max_tokens=self.micro_batch_tokens, **dealt
@@ -122,9 +125,7 @@ class Passes:
     ) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
         return [
-            packing.collate(
-                sequences, indices, pad_to_multiple=self.pad_to_multiple, share=self.share
-            )
+            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple, **self._packs)
             for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from megarlhf.parallel import host_memory
+
 PLAIN_WEIGHTS = "MEGARLHF_PLAIN_WEIGHTS"  # as in sync/receiver.py, which imports vLLM
 
 
@@ -104,6 +106,7 @@ def engine_environment(kv_cache_gib: int, *, on_gpu: bool, packed: bool = True) 
         return {**in_process, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     return {
         **in_process,
+        **host_memory.ENVIRONMENT,
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TORCHDYNAMO_DISABLE": "1",
