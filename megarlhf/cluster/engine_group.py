@@ -69,6 +69,7 @@ class EngineGroup:
             self.members[number] = processes.engine(number, self._recipe)
         self.version: int | None = None
         self.restarts = 0
+        self._gone: dict[int, str] = {}  # and are not replaced yet: what happened
         self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
         self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream, processes)
@@ -119,8 +120,8 @@ class EngineGroup:
         """
         self.version = version
         # One that died since the last update would keep the trainer's ranks waiting.
-        there = {number: member.process_id.remote() for number, member in self.members.items()}
-        _, lost = self.failures_of(there, self._config.cluster.stream_timeout_s)
+        self._ask_all("process_id")
+        lost, self._gone = self._gone, {}
         self.replace(lost, f"before the update to version {version}")
         return self._stream(sorted(set(self.members) - set(lost)))
 
@@ -147,13 +148,20 @@ class EngineGroup:
 
     def sleep(self) -> None:
         """Let every engine give back the memory of its weights and KV cache."""
-        wait_for_all([member.sleep.remote() for member in self.members.values()], self._processes)
+        self._ask_all("sleep")
 
     def wake(self, part: str) -> None:
         """Let every engine have memory for ``weights`` or for the ``kv_cache`` again."""
-        wait_for_all(
-            [member.wake.remote(part) for member in self.members.values()], self._processes
-        )
+        self._ask_all("wake", part)
+
+    def _ask_all(self, method: str, *args: Any) -> None:
+        """Of the engines that are there; one that gives no answer is replaced by the next update."""
+        asked = {
+            number: getattr(member, method).remote(*args)
+            for number, member in self.members.items()
+            if number not in self._gone
+        }
+        self._gone |= self.failures_of(asked, self._config.cluster.stream_timeout_s)[1]
 
     # -- faults -----------------------------------------------------------------------------------
 

@@ -76,7 +76,7 @@ def check(group, version, restarts):
 def test_lost_engines_are_replaced_at_every_stage(group):
     healthy = check(group, 0, restarts=0)
 
-    os.kill(pid_of(group, 1), KILL)  # before an update, or while nothing happens
+    os.kill(pid_of(group, 1), KILL)  # while nothing happens
     time.sleep(0.5)
     assert check(group, 0, restarts=1) == healthy  # found when it is asked
     assert "engine 1 was lost while sampling" in group.notes[-1]
@@ -96,9 +96,12 @@ def test_lost_engines_are_replaced_at_every_stage(group):
     assert [[s.response_ids for s in group_] for group_ in answers] == check(group, 1, 3) * many
 
     pid = pid_of(group, 0)
+    group.sleep()
     os.kill(pid, STOP)  # it does not die: it does not answer
     start = time.monotonic()
+    group.wake("weights")
     update(group, 2)
+    group.wake("kv_cache")
     assert time.monotonic() - start < 60
     check(group, 2, restarts=4)
     assert "engine 0 was lost before the update to version 2" in group.notes[-1]
