@@ -67,6 +67,31 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, c
     assert again == list(failing)  # the others were not asked twice
 
 
+def test_an_engine_that_is_lost_asleep_is_replaced_by_the_next_update():
+    asked, called = Asked(2, failing=[1]), []
+    made = EngineGroup.__new__(EngineGroup)
+    made._config, made._gone, made.failures_of = RLConfig(), {}, asked.failures_of
+    made.replace, made._stream = asked.replace, lambda numbers: called.append(("stream", numbers))
+    made.members = {
+        number: SimpleNamespace(
+            **{
+                name: Remote(lambda *args, n=number, name=name: called.append((name, n, *args)))
+                for name in ("sleep", "wake", "process_id")
+            }
+        )
+        for number in range(2)
+    }
+    made.sleep()
+    made.wake("weights")
+    made.update(3)
+    made.wake("kv_cache")
+    assert asked.replaced == {1: "it died"}
+    assert called == [
+        *[("sleep", 0), ("sleep", 1), ("wake", 0, "weights"), ("process_id", 0)],
+        *[("stream", [0]), ("wake", 0, "kv_cache"), ("wake", 1, "kv_cache")],
+    ]
+
+
 class Calls:
     """Processes whose references are their results; the last one is ready first."""
 
