@@ -13,6 +13,7 @@ from megarlhf.cluster.failures import wait_for_all
 from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.cluster.processes import Processes, Recipe
 from megarlhf.cluster.stream_links import StreamLinks
+from megarlhf.cluster.turns import by_turns_on_gpus
 from megarlhf.cluster.verification import Verification
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig
@@ -67,6 +68,7 @@ class EngineGroup:
         self.members: dict[int, Any] = {}
         for number in range(rollout.engines):
             self.members[number] = processes.engine(number, self._recipe)
+        self._alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
         self.version: int | None = None
         self.restarts = 0
         self._gone: dict[int, str] = {}  # and are not replaced yet: what happened
@@ -154,7 +156,7 @@ class EngineGroup:
         """Let every engine have memory for ``weights`` or for the ``kv_cache`` again."""
         self._ask_all("wake", part)
 
-    def _ask_all(self, method: str, *args: Any) -> None:
+    def _ask_all(self, method: str, *args: str) -> None:
         """Of the engines that are there; one that gives no answer is replaced by the next update."""
         asked = {
             number: getattr(member, method).remote(*args)
@@ -162,6 +164,10 @@ class EngineGroup:
             if number not in self._gone
         }
         self._gone |= self.failures_of(asked, self._config.cluster.stream_timeout_s)[1]
+
+    def _tell(self, members: dict[int, Any], method: str, *args: str) -> None:
+        calls = [getattr(member, method).remote(*args) for member in members.values()]
+        wait_for_all(calls, self._processes)
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -191,6 +197,9 @@ class EngineGroup:
         """Replace those that gave no answer, unless an update has found that out before."""
         still = {n: why for n, why in lost.items() if self.members[n] is asked[n]}
         self.replace(still, "while sampling")
+        if still and self._alone:  # an update would do this
+            self._trainer.make_room()
+            self._tell({number: self.members[number] for number in still}, "wake", "kv_cache")
 
     def replace(self, lost: dict[int, str], when: str) -> None:
         """Start engines anew in place of some, with the weights of the current version.
@@ -202,13 +211,18 @@ class EngineGroup:
         Raises:
             UserError: ``stream.restarts`` are used up.
         """
+        if not lost:
+            return
         with self._replacing:
+            if self._alone:
+                self._trainer.make_room()
             for number, why in lost.items():
                 self._start_anew(number, f"engine {number} was lost {when}: {why}")
-            if not lost:
-                return
             new = {number: self.members[number] for number in lost}
             self._wait_until_ready(new)
+            if self._alone:
+                self._tell(new, "sleep")
+                self._tell(new, "wake", "weights")
             self._links.open(new)
             if self.version is not None:
                 self._stream(sorted(new))

@@ -86,6 +86,14 @@ class Colocated(Separate):
         return sent
 
 
+def by_turns_on_gpus(config: RLConfig, *, on_gpu: bool) -> bool:
+    """Whether an engine may only start where the models' memory is away.
+
+    vLLM measures how much of its GPU is free, and refuses to start where that changes meanwhile.
+    """
+    return on_gpu and config.rollout.placement == "colocated"
+
+
 def turns_of(
     config: RLConfig,
     trainer: WorkerGroup,

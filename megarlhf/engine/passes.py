@@ -14,6 +14,7 @@ from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import context
 from megarlhf.parallel.continued import continued_runs
+from megarlhf.parallel.device import put
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
@@ -225,17 +226,16 @@ class Passes:
         return logprobs, entropy
 
     def _trained(self, batch: MicroBatch) -> torch.Tensor:
-        return torch.tensor(batch.trained, dtype=torch.int64, device=self.device)
+        return put(torch.tensor(batch.trained, dtype=torch.int64), self.device)
 
     def sum_metrics(
         self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
     ) -> dict[str, float]:
         """Sums of what the micro-batches of all ranks have measured; the same on every rank."""
-        total = torch.zeros(len(names), dtype=torch.float64)
+        total = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         if self.is_last_stage and self.place.tp == 0:
             for output in outputs:
-                total += torch.stack([output[name].double().cpu() for name in names])
-        total = total.to(self.device)
+                total += torch.stack([output[name].to(self.device).double() for name in names])
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
 

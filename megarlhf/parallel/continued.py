@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+from megarlhf.parallel.device import put
 from megarlhf.parallel.flash import FlashBlock
 from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
 
@@ -57,5 +58,5 @@ def continued_runs(
         run = list(same)
         first = torch.tensor([offsets[behind[number]] for number in run])
         rows = first[:, None] + torch.arange(start)
-        runs.append(ContinuedRun(offsets[run[0]], offsets[run[-1] + 1], rows.to(device)))
+        runs.append(ContinuedRun(offsets[run[0]], offsets[run[-1] + 1], put(rows, device)))
     return tuple(runs)

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megarlhf.parallel.device import put
+
 ROWS = 256  # queries whose scores are in memory at once
 
 
@@ -116,7 +118,7 @@ class ScoredBlock:
         hidden = behind < 0
         if self.scoring.window is not None:
             hidden |= behind >= self.scoring.window
-        return scores.masked_fill(hidden.to(scores.device), float("-inf")), slope
+        return scores.masked_fill(put(hidden, scores.device), float("-inf")), slope
 
     @staticmethod
     def _grouped(*heads: torch.Tensor) -> Iterator[torch.Tensor]:

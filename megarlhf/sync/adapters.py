@@ -76,7 +76,7 @@ class EngineAdapters:
         """Receive one update and merge it."""
         self._inlet.begin()
         for bucket in self._plan:
-            self._inlet.receive(bucket, bucket.messages[self._place])  # into the buffers
+            self._buffers.take(self._inlet.receive(bucket, bucket.messages[self._place]))
             self._inlet.done(bucket)
         for names in self._modules.values():
             self._landing.finish({name: self._merged(name) for name in names})
@@ -138,8 +138,14 @@ class _Buffers:
         """See `Landing.live`."""
         return self._tensors[name]
 
+    def take(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Copy what was not received into its place."""
+        for name, value in values.items():
+            if self._tensors[name].data_ptr() != value.data_ptr():
+                self._tensors[name].data.copy_(value)
+
     def is_direct(self, name: str, dtype: torch.dtype) -> bool:
-        """All is written in place."""
+        """All is written in place, where the transport can."""
         return True
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +13,7 @@ from megarlhf.cluster.model_groups import ModelGroups
 from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.processes import Opener
 from megarlhf.cluster.stream_links import check_transport
-from megarlhf.cluster.turns import turns_of
+from megarlhf.cluster.turns import by_turns_on_gpus, turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
@@ -89,14 +90,20 @@ class RLRun:
             self.models = TrainedModels.placed(
                 config, algorithm, self.inputs.total_steps, groups, self.inputs.ptx, note
             )
-            self.engines = EngineGroup(config, engine_settings(config), processes, note)
+            make_engines = partial(EngineGroup, config, engine_settings(config), processes, note)
+            alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
+            engines = None if alone else make_engines()  # which start while the models do
             self.models.start(None if checkpoint is None else checkpoint.directory)
             start_reward_models(config, self.inputs.reward.scorers, groups)
+            if alone:
+                self.models.actor.make_room()
+            self.engines = engines or make_engines()
             self.engines.start()
-            self.engines.connect(self.models.actor)
             self.turns = turns_of(
                 config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
             )
+            self.turns.train()  # whoever shares memory with engines is asked to meet them
+            self.engines.connect(self.models.actor)
             inputs = self.inputs
             sampler, self._evaluator = self._exit.enter_context(
                 samplers_of(config, inputs.tokenizer, inputs.spec.vocab_size, self.engines)
