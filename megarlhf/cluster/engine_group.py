@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from megarlhf.cluster.device_turns import by_turns_on_gpus
 from megarlhf.cluster.failures import wait_for_all
 from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.cluster.processes import Processes, Recipe
 from megarlhf.cluster.stream_links import StreamLinks
-from megarlhf.cluster.turns import by_turns_on_gpus
 from megarlhf.cluster.verification import Verification
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import RLConfig

@@ -127,7 +127,7 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megarlhf.models.lora import attach
 
     return [
-        (model_engine, "load_huggingface", lambda *_: None),
+        (model_engine, "load_pretrained", lambda *_: None),
         (host_share, "free_memory", lambda: 2**62),
         (attach, "set_values", lambda *_, **__: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place

@@ -199,10 +199,10 @@ class VllmEngine:
         """Of the weights that it samples from."""
         return int(self._llm.get_weight_version())
 
-    def stream_prints(self) -> list[Any]:
-        """Fingerprints of what every worker computes with: `Receiver.prints`."""
+    def stream_fingerprints(self) -> list[Any]:
+        """Fingerprints of what every worker computes with: `Receiver.fingerprints`."""
         with self._generation.paused():
-            return self._llm.collective_rpc("stream_prints")
+            return self._llm.collective_rpc("stream_fingerprints")
 
     # -- memory -----------------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The ways that weights take from the trainer's ranks into an engine, and which one is taken.
 
 A transport has two ends with three verbs each: `Outlet` on every rank of the trainer, `Inlet` in every
-worker of an engine. A new one is a row in `TRANSPORTS`.
+worker of an engine. Adding one: docs/contributing.md.
 """
 
 from collections.abc import Callable

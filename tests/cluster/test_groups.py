@@ -57,6 +57,7 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, c
     made.members, made.replace, made._config = asked.members, asked.replace, RLConfig()
     made.failures_of, made._replacing = asked.failures_of, nullcontext()
     made.repairs = lambda repair: repair()
+    made._alone = False
     prompts, seeds = [f"p{i}" for i in range(count)], list(range(100, 100 + count))
     answers = made.generate(prompts, "sampling", seeds)
     assert answers == [[f"p{i} with {100 + i}"] for i in range(count)]

@@ -16,8 +16,8 @@ from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
 from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 from megarlhf.sync.engine_layout import EngineTopology
+from megarlhf.sync.fingerprints import compare
 from megarlhf.sync.link import StreamInfo, serve_store
-from megarlhf.sync.prints import compare
 from megarlhf.sync.sender import Sender
 from tests.models.tiny import StandIn
 
@@ -190,10 +190,10 @@ class Trainer:
 
     def verify(self, engines: dict[int, EngineProcess]) -> int:
         """Compare fingerprints; how many rectangles they are of."""
-        of_ranks = [sender.prints(list(engines)) for sender in self.senders]
+        of_ranks = [sender.fingerprints(list(engines)) for sender in self.senders]
         count = 0
         for number, engine in engines.items():
-            for worker, prints in enumerate(engine.call("stream_prints")):
+            for worker, prints in enumerate(engine.call("stream_fingerprints")):
                 expected = {}
                 for found in of_ranks:
                     expected |= found.get((number, worker), {})

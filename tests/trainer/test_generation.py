@@ -11,7 +11,7 @@ from megarlhf.errors import UserError
 from megarlhf.models.lora.adapter import PREFIX
 from megarlhf.models.spec import ModelSpec
 from megarlhf.report import jsonl
-from megarlhf.trainer import generation
+from megarlhf.trainer.generated_files import GeneratedFiles
 from megarlhf.trainer.sampled_model import check_adapters, sampled_model
 from tests.lora.jobs import write_adapters
 from tests.models.tiny import read_tensors, write_llama
@@ -62,7 +62,7 @@ def test_best_and_pairs_of_what_was_sampled(tmp_path):
     for step, group in responses.items():
         record = {"step": step, "prompt": f"p{step}", "label": None, "responses": group}
         jsonl.append(tmp_path / "samples.jsonl", record)
-    summary = generation._select(tmp_path)
+    summary = GeneratedFiles(tmp_path, {}).select()
     assert [(r["input"], r["output"]) for r in jsonl.read(tmp_path / "best.jsonl")] == [
         ("p0", "b"),
         ("p1", "same"),

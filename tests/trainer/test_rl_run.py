@@ -60,7 +60,7 @@ class Process:
         run.log = RunLog(
             claimed.path, config, title="", total_steps=self.total, done_steps=run.step
         )
-        run.turns = SimpleNamespace(update=lambda step: 0, train=lambda: None)
+        run.turns = SimpleNamespace(update=lambda step: 0, to_trainer=lambda: None)
         run._rollouts = SimpleNamespace(start=lambda step: None, undisturbed=nullcontext)
         run.models = SimpleNamespace(
             save=lambda directory: (directory / "weights").write_text(str(run.step)),
