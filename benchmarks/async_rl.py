@@ -78,6 +78,7 @@ def measured(options: argparse.Namespace, ahead: int, seed: int) -> dict[str, fl
     measured = steps[options.warmup :]
     accuracies = [row["eval_accuracy"] for row in rows if "eval_accuracy" in row]
     ends = [row["time"] for row in steps[options.warmup - 1 :]]
+    ends[-1] -= steps[-1].get("seconds_evaluate", 0.0)  # of what comes out: it is no part of a step
     parts = {
         name.removeprefix("seconds_"): statistics.median(row.get(name, 0.0) for row in measured)
         for name in SIDES

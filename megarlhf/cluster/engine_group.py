@@ -71,6 +71,7 @@ class EngineGroup:
         self._alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
         self.version: int | None = None
         self.restarts = 0
+        self._gone: dict[int, str] = {}  # and are not replaced yet: what happened
         self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
         self._replacing = threading.RLock()  # held until those who are new have their weights
         self._verification = Verification(config.stream, processes)
@@ -121,8 +122,8 @@ class EngineGroup:
         """
         self.version = version
         # One that died since the last update would keep the trainer's ranks waiting.
-        there = {number: member.process_id.remote() for number, member in self.members.items()}
-        _, lost = self.failures_of(there, self._config.cluster.stream_timeout_s)
+        self._ask_all("process_id")
+        lost, self._gone = self._gone, {}
         self.replace(lost, f"before the update to version {version}")
         return self._stream(sorted(set(self.members) - set(lost)))
 
@@ -149,11 +150,20 @@ class EngineGroup:
 
     def sleep(self) -> None:
         """Let every engine give back the memory of its weights and KV cache."""
-        self._tell(self.members, "sleep")
+        self._ask_all("sleep")
 
     def wake(self, part: str) -> None:
         """Let every engine have memory for ``weights`` or for the ``kv_cache`` again."""
-        self._tell(self.members, "wake", part)
+        self._ask_all("wake", part)
+
+    def _ask_all(self, method: str, *args: str) -> None:
+        """Of the engines that are there; one that gives no answer is replaced by the next update."""
+        asked = {
+            number: getattr(member, method).remote(*args)
+            for number, member in self.members.items()
+            if number not in self._gone
+        }
+        self._gone |= self.failures_of(asked, self._config.cluster.stream_timeout_s)[1]
 
     def _tell(self, members: dict[int, Any], method: str, *args: str) -> None:
         calls = [getattr(member, method).remote(*args) for member in members.values()]

@@ -10,7 +10,11 @@ from megarlhf.config.agent_checks import check_scoring
 from megarlhf.config.async_checks import check_async
 from megarlhf.config.batch_checks import check_sequence_length, check_shares
 from megarlhf.config.data_checks import check_data
-from megarlhf.config.layout_checks import check_engine_heads, check_parallel
+from megarlhf.config.layout_checks import (
+    check_engine_experts,
+    check_engine_heads,
+    check_parallel,
+)
 from megarlhf.config.learning_checks import check_best_offline, check_learning
 from megarlhf.config.lora_checks import check_lora, check_lora_in_rl
 from megarlhf.config.model_files import check_engine_weights, read_model_config
@@ -43,6 +47,7 @@ def check_rl(config: RLConfig) -> None:
     ranks = config.cluster.actor_ranks
     check_parallel(config.model.parallel, model, ranks, "cluster.actor_ranks")
     check_engine_heads(config, model)
+    check_engine_experts(config, model)
     check_sequence_length(rollout_lengths(config), model)
     check_rollout_shares(config, config.model.parallel, ranks)
     check_placement(config)

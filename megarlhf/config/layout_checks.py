@@ -180,6 +180,16 @@ def check_engine_heads(config: RLConfig, model: dict[str, Any]) -> None:
         )
 
 
+def check_engine_experts(config: RLConfig, model: dict[str, Any]) -> None:
+    """vLLM's expert parallelism has experts to deal."""
+    if config.rollout.expert_parallel and not any(size_of(model, n) for n in EXPERT_COUNT_KEYS):
+        raise UserError(
+            "the model has no experts",
+            where="rollout.expert_parallel",
+            fix="leave it out",
+        )
+
+
 def size_of(model: dict[str, Any], name: str) -> int | None:
     """A number of ``config.json``; None where it is not given."""
     value = model.get(name)

@@ -1,21 +1,17 @@
 """Model and optimizer to and from Megatron's distributed checkpoints, loadable under any layout."""
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.distributed.checkpoint.api import CheckpointException
 
+from megarlhf.engine.checkpoint_reader import FAILURES, reading
 from megarlhf.engine.optimizer import begin_state
-from megarlhf.errors import UserError, cannot_write, disk_error
+from megarlhf.errors import cannot_write, disk_error
 
 if TYPE_CHECKING:
     from megarlhf.engine.model_engine import ModelEngine
-
-_FAILURES = (Exception, CheckpointException)  # torch's own is no Exception
 
 # The only optimizer sharding of 0.16.1 that loads under another layout.
 _METADATA = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -49,7 +45,7 @@ def _write(engine: "ModelEngine", state: dict[str, Any], directory: Path) -> Non
             sharded_strategy=InProcessSave("torch_dist", 1, thread_count=1),
             content_metadata={**_METADATA, "world": engine.topology.world},
         )
-    except _FAILURES as error:
+    except FAILURES as error:
         if (reason := disk_error(error) or _refusal_of_disk(directory)) is None:
             raise
         raise cannot_write(reason, str(directory)) from error
@@ -75,11 +71,10 @@ def load(engine: "ModelEngine", directory: Path) -> None:
     Raises:
         UserError: The directory holds no whole checkpoint, or one that cannot be read.
     """
-    _check_whole(directory)
     from megatron.core import dist_checkpointing, tensor_parallel
 
     wanted = _state_dict(engine, loading=True)
-    with _damage_is_an_error(directory):
+    with reading(directory):
         content = dist_checkpointing.load_content_metadata(str(directory))
         if content["world"] != engine.topology.world:
             del wanted["random"]  # one state a rank: there is none for these ranks
@@ -97,43 +92,11 @@ def load(engine: "ModelEngine", directory: Path) -> None:
 
 def load_weights(engine: "ModelEngine", directory: Path) -> None:
     """Restore what `save_weights` wrote; see `load`."""
-    _check_whole(directory)
     from megatron.core import dist_checkpointing
 
-    with _damage_is_an_error(directory):
+    with reading(directory):
         state = dist_checkpointing.load(_model_state(engine), str(directory))
     _take_weights(engine, state)
-
-
-def _check_whole(directory: Path) -> None:
-    if not (directory / "metadata.json").is_file():
-        raise UserError(
-            "not a whole checkpoint: metadata.json is missing",
-            where=str(directory),
-            fix=_to_go_back(directory),
-        )
-
-
-@contextlib.contextmanager
-def _damage_is_an_error(directory: Path) -> Iterator[None]:
-    """Whatever torch and Megatron raise where a file is damaged or missing, as a `UserError`."""
-    try:
-        yield
-    except _FAILURES as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(
-            f"the checkpoint cannot be read: {lines[-1]}",
-            where=str(directory),
-            fix=_to_go_back(directory),
-        ) from error
-
-
-def _to_go_back(directory: Path) -> str:
-    """What to do about a checkpoint that is no good; it may be a part of a step's."""
-    whole = next(
-        (d for d in (directory, *directory.parents) if d.name.startswith("step-")), directory
-    )
-    return f"if it is damaged remove {whole}, and the run goes on from the one before"
 
 
 def _take_weights(engine: "ModelEngine", state: dict[str, Any]) -> None:

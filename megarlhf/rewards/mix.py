@@ -121,5 +121,6 @@ async def _scored_by(scorer: Scorer, batch: Batch) -> Scores:
         raise UserError(
             f"{failure.reason} {batch.shown(failure.index)}",
             where=scorer.where,
-            fix="make it give a number for every response, or set reward.on_failure=drop",
+            fix="make it give a number for every response, or set reward.on_failure=drop; the same "
+            "command goes on",
         ) from failure

@@ -127,7 +127,7 @@ class OfflineRun:
         self.step += 1
         if not metrics[SKIPPED]:
             self._figures["loss"] = metrics["loss"]
-        is_best = False
+        is_best, written = False, None
         if self.inputs.held_out is not None and self._is_due(self.config.train.eval_every):
             with self._phase("evaluate"):
                 metrics |= self._evaluate("after")
@@ -135,17 +135,17 @@ class OfflineRun:
         every = self.config.train.save_every
         if is_best or (every and self.step % every == 0):
             with self._phase("save"):
-                self._save()
-            if is_best and self._directory is not None:
-                self._directory.mark_best(self.step, self._best.record)
-        if self.log is not None:
+                written = self._write_checkpoint()
+        if self.log is not None:  # before the checkpoint counts: see `RLRun.finish_step`
             self.log.step(self.step, metrics)
+        if written is not None:
+            self._commit_checkpoint(written, self._best.record if is_best else None)
 
     def finish(self, *, interrupted: bool) -> dict[str, Any]:
         """Save; if the run is complete, export too. Returns the summary."""
         if self._saved_step != self.step:
             with self._phase("save", setup=True):
-                self._save()
+                self._commit_checkpoint(self._write_checkpoint())
         if interrupted:
             self._note(f"stopped after step {self.step}; the same command goes on from there")
             return {"interrupted": True, "steps": self.step}
@@ -199,11 +199,14 @@ class OfflineRun:
             part = slice(number * len(rows) // count, (number + 1) * len(rows) // count)
             yield self._prepare(rows[part])
 
-    def _save(self) -> None:
+    def _write_checkpoint(self) -> Path:
         directory = self.launched.first(
             lambda: self._directory.begin_checkpoint(self.step) if self._directory else None
         )
         checkpoint.save(self.engine, directory)
+        return directory
+
+    def _commit_checkpoint(self, directory: Path, best: dict[str, Any] | None = None) -> None:
         if self._directory is not None:
             state = {
                 "step": self.step,
@@ -211,7 +214,7 @@ class OfflineRun:
                 "figures": self._figures,
                 "skipped": self._skipped.state_dict(),
             }
-            self._directory.commit_checkpoint(directory, state)
+            self._directory.commit_checkpoint(directory, state, best)
         self._saved_step = self.step
 
     def _report_rows(self) -> None:

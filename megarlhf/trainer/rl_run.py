@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -56,6 +57,7 @@ class RLRun:
         self.step = 0
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
+        self._accuracy: tuple[int, float | None] = (0, None)  # after a step: the last evaluation's
         best = directory.best()
         self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._saved_step = 0  # what is there before the first step needs no saving
@@ -131,8 +133,8 @@ class RLRun:
             self.log.progress.note(f"going on after step {self.step}")
         self.turns.update(self.step)
         if self.step == 0 and self.evaluation:
-            metrics = self.evaluation.run(0)
-            self._accuracy_before = next(iter(metrics.values()))
+            metrics = self._evaluated()
+            self._accuracy_before = self._accuracy[1]
             self.log.point(0, metrics)
             self.log.progress.note(f"held-out accuracy before: {self._accuracy_before:.1%}")
         self._rollouts.start(self.step)
@@ -166,36 +168,42 @@ class RLRun:
         return {"stream_bytes": float(sent)} if self._has_learned else {}
 
     def finish_step(self, rollout: Rollout, metrics: dict[str, float]) -> None:
-        """Count, log, and evaluate and save where they are due."""
+        """Count, evaluate and save where they are due, and log.
+
+        The step is logged before its checkpoint counts: a run that is killed at any moment goes on with
+        each step in its logs, and once.
+        """
         self.step += 1
         self._stream = rollout.stream
         metrics = {**experience.rollout_metrics(rollout.groups), **rollout.metrics, **metrics}
-        train = self.config.train
-        is_best = False
-        if self.evaluation and train.eval_every and self.step % train.eval_every == 0:
+        is_best, written = False, None
+        if self.evaluation and (
+            self.step == self.inputs.total_steps or self._is_due(self.config.train.eval_every)
+        ):
             with self.phase("evaluate"):
-                metrics |= self.evaluation.run(self.step)
+                metrics |= self._evaluated()
             is_best = self._best.beaten_by(metrics)
-        if is_best or (train.save_every and self.step % train.save_every == 0):
+        if is_best or self._is_due(self.config.train.save_every):
             with self.phase("save"):
-                self._save(is_best=is_best)
+                written = self._write_checkpoint()
         self.log.rollouts(self.step, rollout.groups)
         self.log.step(self.step, metrics)
+        if written is not None:
+            self._commit_checkpoint(written, self._best.record if is_best else None)
 
     def finish(self, *, interrupted: bool) -> dict[str, Any]:
         """Save; if the run is complete, evaluate and export too. Returns the summary."""
         if self._saved_step != self.step:
             with self.log.progress.phase("save", setup=True):
-                self._save()
+                self._commit_checkpoint(self._write_checkpoint())
         if interrupted:
             self.log.progress.note(
                 f"stopped after step {self.step}; the same command goes on from there"
             )
             return {"interrupted": True, "steps": self.step}
-        metrics = {}
-        if self.evaluation:
+        if self.evaluation and self._accuracy[0] < self.step:  # the run was shortened
             with self.log.progress.phase("evaluate", setup=True):
-                metrics = self.evaluation.run(self.step)
+                metrics = self._evaluated()
             self.log.point(self.step, metrics)
             if self._best.beaten_by(metrics):
                 self.directory.mark_best(self.step, self._best.record)
@@ -205,9 +213,10 @@ class RLRun:
             best = self.directory.best()
             if best is not None and self.config.output.export_best:
                 self.models.export_from(best[0], self.directory.path / "best")
+        measured, accuracy = self._accuracy
         summary = {
             "accuracy_before": self._accuracy_before,
-            "accuracy_after": next(iter(metrics.values()), None),
+            "accuracy_after": accuracy if measured == self.step else None,
             **({} if best is None else {"best_step": best[1]["step"], "best": best[1]["value"]}),
             "steps": self.step,
             "rollout_logprob_gap": self._worst_gap,
@@ -224,6 +233,14 @@ class RLRun:
         self.turns.to_engines()
         return self._evaluator.generate(prompts, sampling, seeds)
 
+    def _is_due(self, every: int) -> bool:
+        return every > 0 and self.step % every == 0
+
+    def _evaluated(self) -> dict[str, float]:
+        metrics = self.evaluation.run(self.step)
+        self._accuracy = self.step, next(iter(metrics.values()))
+        return metrics
+
     def _check_gap(self, gap: float) -> None:
         limit = self.config.algorithm.max_logprob_gap
         self._worst_gap = max(self._worst_gap, gap)
@@ -234,29 +251,31 @@ class RLRun:
                 fix="check dtype and versions on both sides, or raise the limit",
             )
 
-    def _save(self, *, is_best: bool = False) -> None:
+    def _write_checkpoint(self) -> Path:
         self.turns.to_trainer()
         with self._rollouts.undisturbed():
             directory = self.directory.begin_checkpoint(self.step)
             self.models.save(directory)
-            self.directory.commit_checkpoint(
-                directory,
-                {
-                    "step": self.step,
-                    "stream": self._stream,  # not that of rollouts made ahead: they are made again
-                    "credit": self.credit.state_dict(),
-                    "accuracy_before": self._accuracy_before,
-                    "worst_gap": self._worst_gap,
-                    "saved_at": time.time(),
-                },
-            )
+        return directory
+
+    def _commit_checkpoint(self, directory: Path, best: dict[str, Any] | None = None) -> None:
+        state = {
+            "step": self.step,
+            "stream": self._stream,  # not that of rollouts made ahead: they are made again
+            "credit": self.credit.state_dict(),
+            "accuracy_before": self._accuracy_before,
+            "accuracy": self._accuracy,
+            "worst_gap": self._worst_gap,
+            "saved_at": time.time(),
+        }
+        with self._rollouts.undisturbed():
+            self.directory.commit_checkpoint(directory, state, best)
         self._saved_step = self.step
-        if is_best:
-            self.directory.mark_best(self.step, self._best.record)
 
     def _restore(self, state: dict[str, Any]) -> None:
         self.inputs.stream.load_state_dict(state["stream"])
         self.credit.load_state_dict(state["credit"])
         self.step = self._saved_step = state["step"]
         self._accuracy_before = state["accuracy_before"]
+        self._accuracy = tuple(state.get("accuracy", self._accuracy))
         self._worst_gap = state["worst_gap"]

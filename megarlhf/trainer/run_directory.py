@@ -14,7 +14,7 @@ from megarlhf.errors import UserError
 from megarlhf.report.jsonl import replace_file
 from megarlhf.trainer.run_identity import differences
 
-BEST = "best.json"  # which checkpoint is kept beside the newest ones, and why
+BEST = "best.json"  # in a checkpoint: it was the best when it was made, and why
 
 # What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
 TOKENIZED = "tokenized"
@@ -78,11 +78,11 @@ class RunDirectory:
         except UserError:
             self._lock.close()
             raise
-        identity = json.dumps(self._identity, indent=2) + "\n"
-        replace_file(self.path / "run.json", identity.encode())  # cut short, nobody could go on
+        _write(self.path / "run.json", self._identity)  # cut short, nobody could go on
         (self.path / "config.yaml").write_text(self._text)
-        for leftover in self._checkpoints.glob("*.partial"):
-            shutil.rmtree(leftover)
+        for unfinished in ("*.partial", "*.removed"):
+            for leftover in self._checkpoints.glob(unfinished):
+                shutil.rmtree(leftover)
         return self
 
     def __exit__(
@@ -107,7 +107,8 @@ class RunDirectory:
         newest = self.newest_checkpoint()
         if newest is None or newest.state["step"] < total_steps or not file.is_file():
             return None
-        return json.loads(file.read_text())
+        summary = _read(file, f"remove {file}, and the same command writes it again")
+        return summary if summary["steps"] >= total_steps else None  # else it is of a shorter run
 
     def begin_checkpoint(self, step: int) -> Path:
         """An empty directory to write the checkpoint of ``step`` into."""
@@ -116,14 +117,24 @@ class RunDirectory:
         directory.mkdir(parents=True)
         return directory
 
-    def commit_checkpoint(self, directory: Path, state: dict[str, Any]) -> Path:
+    def commit_checkpoint(
+        self, directory: Path, state: dict[str, Any], best: dict[str, Any] | None = None
+    ) -> Path:
         """Declare a written checkpoint whole, and remove the oldest ones.
 
         Until this returns, the checkpoints before it remain.
+
+        Args:
+            directory: From `begin_checkpoint`.
+            state: What the trainer stores.
+            best: What `mark_best` notes, if it is the best so far.
         """
-        replace_file(directory / "trainer.json", (json.dumps(state, indent=2) + "\n").encode())
+        if best is not None:
+            _write(directory / BEST, {"step": state["step"], **best})
+        _write(directory / "trainer.json", state)
         final = directory.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            _remove(final)
         directory.rename(final)
         self._remove_old()
         return final
@@ -133,22 +144,24 @@ class RunDirectory:
 
         The one that was marked before loses that. ``record`` says why, for `best`.
         """
-        kept = json.dumps({"step": step, **record}, indent=2) + "\n"
-        replace_file(self._checkpoints / BEST, kept.encode())
+        _write(self._checkpoints / f"step-{step:08d}" / BEST, {"step": step, **record})
         self._remove_old()
 
     def best(self) -> tuple[Path, dict[str, Any]] | None:
-        """The checkpoint that was marked, if there is one, and its record."""
-        file = self._checkpoints / BEST
-        record = json.loads(file.read_text()) if file.is_file() else {"step": -1}
-        directory = self._checkpoints / f"step-{record['step']:08d}"
-        return (directory, record) if directory in self._complete() else None
+        """The newest checkpoint that was marked, if there is one, and its record."""
+        marked = [
+            directory / BEST for directory in self._complete() if (directory / BEST).is_file()
+        ]
+        if not marked:
+            return None
+        directory = marked[-1].parent
+        return directory, _read(marked[-1], f"remove {directory}")
 
     def _remove_old(self) -> None:
         best = self.best()
         for old in self._complete()[: -self._keep]:
             if best is None or old != best[0]:
-                shutil.rmtree(old)
+                _remove(old)
 
     @property
     def _checkpoints(self) -> Path:
@@ -159,7 +172,9 @@ class RunDirectory:
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
-        others = [entry for entry in self.path.iterdir() if entry.name not in NOT_OURS]
+        drafts = self.path.glob(".run.json.*.tmp")  # of a run that was killed as it began
+        ours = {*NOT_OURS, *(draft.name for draft in drafts)}
+        others = [entry for entry in self.path.iterdir() if entry.name not in ours]
         if not file.is_file():
             if others:
                 raise UserError(
@@ -188,6 +203,15 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or restore these settings to go on",
             )
+
+
+def _write(file: Path, content: dict[str, Any]) -> None:
+    replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _remove(checkpoint: Path) -> None:
+    """Killed in between, it is none any more: half of one must not pass for a whole one."""
+    shutil.rmtree(checkpoint.rename(checkpoint.with_suffix(".removed")))
 
 
 def _read(file: Path, fix: str) -> dict[str, Any]:

@@ -80,16 +80,16 @@ class RunLog:
             jsonl.append(self.directory / EVALUATION_FILE, record)
 
     def finish(self, summary: dict[str, Any], paths: dict[str, Path]) -> None:
-        """Write ``summary.json`` and ``report.html`` and print the final table."""
+        """Write ``report.html``, then ``summary.json``: all is there. Print the final table."""
         self._metrics.close()
         file = self.directory / "summary.json"
-        file.write_text(json.dumps(summary, indent=2) + "\n")
         report = write_report(
             self.directory,
             title=self._title,
             config=to_dict(self._config),
             summary=summary,
         )
+        jsonl.replace_file(file, (json.dumps(summary, indent=2) + "\n").encode())
         rows = [(key, _shown(value)) for key, value in summary.items() if _is_scalar(value)]
         rows += [(f"seconds {key}", f"{s:.1f}") for key, s in summary["seconds"].items()]
         written = {**paths, "metrics": self.directory / MetricsLog.FILE, "summary": file}

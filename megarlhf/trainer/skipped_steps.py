@@ -61,8 +61,9 @@ class SkippedSteps:
             raise UserError(
                 f"{what}, as in the {self._in_a_row - 1} before it" if self._in_a_row > 1 else what,
                 where=where,
-                fix="look at that batch, lower optimizer.lr or raise train.max_skipped_steps; the "
-                "newest checkpoint in output.dir is intact, and the model was not changed since",
+                fix="look at that batch; raise train.max_skipped_steps to go on, or begin anew with a "
+                "lower optimizer.lr; the newest checkpoint in output.dir is intact, and the model was "
+                "not changed since",
             )
 
     def _keep(

@@ -7,17 +7,8 @@ import pytest
 import torch
 
 from tests.checkpoint_convert.damage import refusal
+from tests.malicious import Malicious
 from tools.checkpoint_convert.cli import main
-
-
-class Malicious:
-    """Pickles as a call."""
-
-    def __init__(self, call, *arguments):
-        self.call, self.arguments = call, arguments
-
-    def __reduce__(self):
-        return self.call, self.arguments
 
 
 @pytest.mark.parametrize("call", [os.system, eval, exec, getattr, torch.load, __import__])

@@ -52,6 +52,7 @@ def test_settings(refusal, command, overrides, parts):
             ["cluster.actor_ranks", "multiple of 2", "got 3", "use 2 or 4"],
         ),
         (["rollout.tensor_parallel=3"], ["rollout.tensor_parallel", "use 1, 2 or 4"]),
+        (["rollout.expert_parallel=true"], ["rollout.expert_parallel", "no experts"]),
         (["algorithm.name=gpro"], ["algorithm.name", "no algorithm 'gpro'", "did you mean grpo?"]),
         (["algorithm.name=best"], ["algorithm.name", "no algorithm 'best'", "known: grpo"]),
         (["data.prompts=json@/no/rows"], ["data.prompts", "no such file", "/no/rows"]),

@@ -57,6 +57,7 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, c
     made.members, made.replace, made._config = asked.members, asked.replace, RLConfig()
     made.failures_of, made._replacing = asked.failures_of, nullcontext()
     made.repairs = lambda repair: repair()
+    made._alone = False
     prompts, seeds = [f"p{i}" for i in range(count)], list(range(100, 100 + count))
     answers = made.generate(prompts, "sampling", seeds)
     assert answers == [[f"p{i} with {100 + i}"] for i in range(count)]
@@ -65,6 +66,31 @@ def test_every_prompt_is_answered_once_with_its_own_seed_and_in_order(engines, c
     assert asked.replaced == dict.fromkeys(failing, "it died")
     again = [number for number, _ in asked.shares[engines:]]
     assert again == list(failing)  # the others were not asked twice
+
+
+def test_an_engine_that_is_lost_asleep_is_replaced_by_the_next_update():
+    asked, called = Asked(2, failing=[1]), []
+    made = EngineGroup.__new__(EngineGroup)
+    made._config, made._gone, made.failures_of = RLConfig(), {}, asked.failures_of
+    made.replace, made._stream = asked.replace, lambda numbers: called.append(("stream", numbers))
+    made.members = {
+        number: SimpleNamespace(
+            **{
+                name: Remote(lambda *args, n=number, name=name: called.append((name, n, *args)))
+                for name in ("sleep", "wake", "process_id")
+            }
+        )
+        for number in range(2)
+    }
+    made.sleep()
+    made.wake("weights")
+    made.update(3)
+    made.wake("kv_cache")
+    assert asked.replaced == {1: "it died"}
+    assert called == [
+        *[("sleep", 0), ("sleep", 1), ("wake", 0, "weights"), ("process_id", 0)],
+        *[("stream", [0]), ("wake", 0, "kv_cache"), ("wake", 1, "kv_cache")],
+    ]
 
 
 class Calls:

@@ -91,9 +91,12 @@ def test_lost_engines_are_replaced_at_every_stage(group):
     assert [[s.response_ids for s in group_] for group_ in answers] == check(group, 1, 2) * many
 
     pid = pid_of(group, 0)
+    group.sleep()
     os.kill(pid, STOP)  # it does not die: it does not answer
     start = time.monotonic()
+    group.wake("weights")
     update(group, 2)
+    group.wake("kv_cache")
     assert time.monotonic() - start < 60
     check(group, 2, restarts=3)
     assert "engine 0 was lost before the update to version 2" in group.notes[-1]

@@ -26,7 +26,7 @@ class Started:
     def left(self) -> list[str]:
         """Command lines of descendants still alive a few seconds after the command ended."""
         for _ in range(50):
-            left = [_read(folder / "cmdline").decode() for folder in self._marked()]
+            left = [_read(folder / "cmdline").rstrip(b"\0").decode() for folder in self._marked()]
             if not left:
                 break
             time.sleep(0.1)

@@ -1,5 +1,6 @@
 """What the ranks run in the engine's tests."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
+from tests.malicious import Malicious
 
 LR = 1e-3
 # With the usual eps of 1e-8 Adam turns the rounding of a gradient near zero into a step of full size.
@@ -163,6 +165,18 @@ def refusal_to_save(rank, world, path, directory):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     return ""
+
+
+def save_twice(rank, world, path, directory, evil_one, mark):
+    """A checkpoint, and one that makes a file if whoever reads its random state runs what it finds."""
+    from unittest.mock import patch
+
+    from megarlhf.engine import checkpoint
+
+    engine = build(rank, world, path, {})
+    checkpoint.save(engine, Path(directory))
+    with patch("torch.get_rng_state", lambda: Malicious(os.system, f"touch {mark}")):
+        checkpoint.save(engine, Path(evil_one))
 
 
 def refusal_to_load(rank, world, path, directory):

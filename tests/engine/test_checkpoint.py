@@ -1,11 +1,15 @@
 """A run that is saved and loaded goes on as if nothing had happened, under any layout."""
 
+import os
+import pickle
 import shutil
 
 import pytest
+import torch
 
 from tests.engine import jobs
 from tests.engine.layouts import LAYOUTS
+from tests.malicious import Malicious
 from tests.models.zoo import write_model
 
 LENGTHS = (17, 5, 30, 9, 9, 23, 12, 40)
@@ -101,6 +105,34 @@ def test_a_damaged_checkpoint_is_said(ranks, llamas, saved, tmp_path):
         assert refusal.startswith(f"{actor}: the checkpoint cannot be read: "), name
         assert f"remove {tmp_path / 'step-00000007'}" in refusal
         (actor / name).write_bytes(whole)
+
+
+def test_nothing_in_a_checkpoint_is_run(ranks, llamas, tmp_path):
+    """Not in its description, not in what it has in common, not among its tensors."""
+    mark, clean, *copies = (
+        tmp_path / name for name in ("mark", "clean", "metadata", "common", "object")
+    )
+    clean.mkdir()
+    copies[2].mkdir()
+    ranks.run(1, jobs.save_twice, llamas[False], clean, copies[2], mark)
+    for copy in copies[:2]:
+        shutil.copytree(clean, copy)
+    evil = Malicious(os.system, f"touch {mark}")
+    (copies[0] / ".metadata").write_bytes(pickle.dumps(evil))
+    torch.save(evil, copies[1] / "common.pt")
+    mark.unlink(missing_ok=True)
+    for copy, reason in zip(
+        copies,
+        (
+            ".metadata does not parse: it asks for posix.system",
+            *["asks for more than plain data"] * 2,
+        ),
+        strict=True,
+    ):
+        (refusal,) = ranks.run(1, jobs.refusal_to_load, llamas[False], copy)
+        assert refusal.startswith(f"{copy}: the checkpoint cannot be read: ") and reason in refusal
+    assert ranks.run(1, jobs.refusal_to_load, llamas[False], clean) == [None]
+    assert not mark.exists()
 
 
 def test_a_disk_that_is_full_is_said(ranks, llamas, tmp_path):

@@ -88,6 +88,28 @@ def test_an_interrupted_run_goes_on_with_the_next_rows(process):
         assert run.finish(interrupted=False)["loss"] == 0.5
 
 
+def test_a_run_killed_before_its_checkpoint_counts_takes_the_step_again(
+    process, monkeypatch, tmp_path
+):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    def logged():
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        return [(row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+    with process(0.75, 0.5) as run:
+        steps_of(run, 1)
+        monkeypatch.setattr(run._directory, "commit_checkpoint", killed)
+        with pytest.raises(KeyboardInterrupt):
+            steps_of(run, 1)
+    assert logged() == [(1, 0.75), (2, 0.5)]
+    with process(0.5) as run:
+        assert run.step == 1
+        steps_of(run, 1)
+    assert logged() == [(1, 0.75), (2, 0.5)]
+
+
 def test_a_run_stopped_before_its_first_step(process):
     with process() as run:
         assert run.finish(interrupted=True) == {"interrupted": True, "steps": 0}

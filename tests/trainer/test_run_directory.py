@@ -97,6 +97,14 @@ def test_the_same_run_goes_on(claim):
         "cluster.actor_ranks=4",
         "model.parallel.tensor=2",
         "rollout.engines=2",
+        "reward.parallel.tensor=2",
+        # What errors of a running run tell to change.
+        "reward.on_failure=drop",
+        "agent.on_failure=drop",
+        "algorithm.max_logprob_gap=0.1",
+        "rollout.timeout_s=7200",
+        "stream.transport=gloo",
+        "stream.verify=never",
     ],
 )
 def test_length_rhythm_and_place_may_change(claim, override):
@@ -123,6 +131,15 @@ def test_a_changed_setting_is_refused_with_both_values(claim):
         pass
 
 
+def test_reward_servers_may_move_but_not_change(claim):
+    with claim("reward.urls=[a=http://one:1/x,a=http://two:1/x,b=http://one:2/x]"):
+        pass
+    with claim("reward.urls=[a=http://three:9/y,b=http://three:8/y]"):
+        pass
+    assert "reward.urls was" in refused(claim("reward.urls=[b=http://one:2/x]")).what
+    assert "reward.urls was" in refused(claim("reward.urls=[]")).what
+
+
 def test_another_commands_run_is_refused(claim):
     with claim(command="sft", cls=SFTConfig):
         pass
@@ -141,6 +158,13 @@ def test_no_resume_means_a_new_directory(claim):
         pass
     error = refused(claim("train.resume=false"))
     assert "train.resume is false" in error.what
+    with claim():
+        pass
+
+
+def test_what_a_run_killed_as_it_began_has_left_is_not_in_the_way(claim, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".run.json.123.tmp").write_text('{"comm')
     with claim():
         pass
 
@@ -201,6 +225,23 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(claim):
     with claim() as directory:
         assert not draft.exists()
         assert directory.newest_checkpoint().state["step"] == 1
+
+
+def test_half_a_removed_checkpoint_does_not_count(claim, monkeypatch):
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:  # else it is not sure that there is one
+            (path / "weights").unlink()
+            raise KeyboardInterrupt
+
+    with claim("train.keep_checkpoints=1") as directory:
+        save(directory, 1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("shutil.rmtree", killed)
+            save(directory, 2)
+    with claim("train.keep_checkpoints=2") as directory:
+        save(directory, 3)
+        kept = sorted(path.name for path in (directory.path / "checkpoints").iterdir())
+    assert kept == ["step-00000002", "step-00000003"]
 
 
 def test_a_checkpoint_without_its_state_is_ignored(claim):
