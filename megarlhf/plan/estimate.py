@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from megarlhf.plan.batches import micro_batches_of
+from megarlhf.plan.batches import dealt
 from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import MAIN, OPTIMIZER, RankRun, run_rank
 from megarlhf.plan.layers import extended, have_equal_layers, run_stage, shallow
@@ -68,7 +68,7 @@ def _of_stage(role: Role, replicas: int, fewer: RankRun, more: RankRun) -> RankR
         run.update.moved -= saved
         run.passes[TRAIN].moved -= saved
     if TRAIN in role.work:
-        waiting = min(topology.pp, micro_batches_of(role, role.work[TRAIN])) - 1
+        waiting = min(topology.pp, dealt(role, TRAIN).micro_batches) - 1
         low, high = (each.passes[TRAIN].peaks[PASSES] for each in (fewer, more))
         kept = high.get(ACTIVATIONS, 0) - low.get(ACTIVATIONS, 0)  # of a layer and micro-batch
         peak = run.passes[TRAIN].peaks[PASSES]

@@ -82,7 +82,7 @@ def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., Stream
     return Plan(
         subject=subject,
         places=places,
-        spans=lay_out(devices, _machines(subject), sampling, tokens),
+        spans=lay_out(devices, _machines(subject), sampling, subject.lengths),
         tokens=_tokens(subject),
         useful_flops=useful_flops(roles, tokens),
         sampling=sampling,
@@ -111,6 +111,7 @@ def _sampling(subject: Subject, actor: Role, find: Callable[..., StreamNeeds]) -
             rollout.prompts_per_step,
             rollout.samples_per_prompt,
             subject.lengths,
+            rollout.max_new_tokens,
             on,
             active_parameters(actor.spec),
         ),

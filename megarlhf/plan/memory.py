@@ -131,7 +131,15 @@ def _at(run: RoleRun, stage: int, stages: int) -> RankRun:
     """What is beside a stage: the same one, or of another layout the one that needs most."""
     if run.role.topology.pp == stages:
         return run.stages[stage]
-    return max(run.stages.values(), key=lambda found: sum(found.resting.values()))
+    return max(run.stages.values(), key=lambda found: max(map(_size, _peaks(found))))
+
+
+def _peaks(run: RankRun) -> list[Kinds]:
+    return [run.resting, *(usage.peak for usage in run.passes.values())]
+
+
+def _size(kinds: Kinds) -> int:
+    return sum(kinds.values())
 
 
 def _place_name(ranks: str, stage: int, stages: int) -> str:

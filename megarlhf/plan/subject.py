@@ -138,3 +138,7 @@ def _check_layout(subject: Subject) -> None:
     if isinstance(config, RLConfig):
         ranks, name = config.cluster.actor_ranks, "cluster.actor_ranks"
     check_parallel(config.model.parallel, spec.hf_config, ranks, name)
+    if isinstance(config, schema.KDConfig):
+        teacher = ModelSpec.read(subject.shape_of(config.teacher.path))
+        layout = config.teacher.parallel
+        check_parallel(layout, teacher.hf_config, ranks, name, "teacher.parallel")
