@@ -92,6 +92,7 @@ class _AnsweringFakes(FakeTensorMode):
 
     def __init__(self, received: Received) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self.cache_enabled = False  # torch's own memory of results: see `Remembered`
         self._received = received
 
     @classmethod

@@ -4,11 +4,16 @@ An operator's result has a shape, a dtype and a storage that follow from its arg
 offsets and dtypes and from its numbers. They are found by torch once, and made again from then on.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+)
 
 _MOST = 100_000  # results that are kept at a time
 _CHANGE_SIZES = {torch.ops.aten.set_, torch.ops.aten.resize_, torch.ops.aten.resize_as_}
@@ -33,12 +38,47 @@ class Remembered:
         known = tuple(key)
         if (found := self._results.get(known)) is not None:
             return found(mode, args)
-        out = mode.dispatch(func, types, args, kwargs)
-        if known not in self._results:
-            if len(self._results) >= _MOST:
-                self._results.clear()
-            self._results[known] = _result(func, args, out)
+        if known in self._results:
+            return mode.dispatch(func, types, args, kwargs)
+        out = _found(mode, func, types, args, kwargs)
+        if len(self._results) >= _MOST:
+            self._results.clear()
+        self._results[known] = _result(func, args, out)
         return out
+
+
+def _found(mode: FakeTensorMode, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
+    """What torch says. Where the operator has a kernel for tensors without contents, and is not asked
+    for another device, that one says it: torch's own way there is a long one.
+    """
+    flat = (each for arg in args for each in (arg if isinstance(arg, list | tuple) else (arg,)))
+    first = next((each for each in flat if isinstance(each, FakeTensor)), None)
+    if first is None or kwargs.get("device") is not None or not _has_kernel(func):
+        return mode.dispatch(func, types, args, kwargs)
+    with in_kernel_invocation_manager(mode):
+        out = func(*args, **kwargs)
+    device = first.fake_device
+
+    def wrapped(one: Any) -> Any:
+        is_bare = isinstance(one, torch.Tensor) and not isinstance(one, FakeTensor)
+        return FakeTensor(mode, one, device) if is_bare else one
+
+    if isinstance(out, list | tuple):
+        return (list if isinstance(out, list) else tuple)(map(wrapped, out))
+    return wrapped(out)
+
+
+@functools.cache
+def _has_kernel(func: Any) -> bool:
+    has = torch._C._dispatch_has_computed_kernel_for_dispatch_key
+    return _is_plain(func) and func.namespace == "aten" and has(func.name(), "Meta")
+
+
+@functools.cache
+def _is_plain(func: Any) -> bool:
+    """Whether the result depends on what is in the key alone."""
+    is_known = isinstance(func, torch._ops.OpOverload) and torch._library.utils.is_builtin(func)
+    return is_known and func._overloadpacket not in _CHANGE_SIZES and not _OTHERS & set(func.tags)
 
 
 def _add(key: list, args: tuple | list) -> bool:
@@ -67,8 +107,7 @@ def _add_named(key: list, kwargs: dict) -> bool:
 
 def _result(func: Any, args: tuple, out: Any) -> Result | None:
     """How to make a result again; None: it has to be found anew each time."""
-    is_plain = isinstance(func, torch._ops.OpOverload) and torch._library.utils.is_builtin(func)
-    if not is_plain or func._overloadpacket in _CHANGE_SIZES or _OTHERS & set(func.tags):
+    if not _is_plain(func):
         return None
     if out is None:
         return lambda mode, args: None
@@ -76,9 +115,10 @@ def _result(func: Any, args: tuple, out: Any) -> Result | None:
         return _tensor(args, out)
     if not isinstance(out, list | tuple) or not all(isinstance(one, FakeTensor) for one in out):
         return None
-    kind, parts = type(out), [_tensor(args, one) for one in out]
+    parts = [_tensor(args, one) for one in out]
     if any(part is None for part in parts):
         return None
+    kind = list if isinstance(out, list) else tuple
     return lambda mode, args: kind(part(mode, args) for part in parts)
 
 

@@ -54,6 +54,8 @@ def _dealt(work: Work, topology: Topology, most: int, share: bool, trains: bool)
     deal = Shares(topology, most, share=share)
     sequences, groups = step_of(work)
     if trains and share:
+        # Rows of ``ptx``, counted as sequences of the rollout's length, may make their number odd.
+        sequences += sequences[: -len(sequences) % (topology.dp * deal.multiple_of)]
         of_ranks = deal.shares(sequences)
     else:
         sequences, groups = deal.filled(sequences, groups)

@@ -24,10 +24,16 @@ LAYOUTS = {
     "average": ({}, 1, {"averaging": 0.9, "score": False}),
     "adapters": ({}, 1, {"lora": {"rank": 4}}),
     "adapters off": ({}, 1, {"lora": {"rank": 4}, "reference": True}),
+    "adapters on both ranks": (
+        {"tensor": 2, "sequence": True},
+        2,
+        {"lora": {"rank": 4}, "score": False},
+    ),
     "adapters and 4 bits": ({}, 1, {"lora": {"rank": 4, "base": "nf4"}, "model": "wide"}),
+    "prompts once": ({}, 1, {"samples": 4}),
+    "teacher": ({}, 2, {"distils": "teacher"}),
+    "student": ({"tensor": 2}, 2, {"distils": "student"}),
 }
-# Bytes of the experts' counts of tokens, which a fake rank, like a GPU's, has on the host.
-COUNTS = {"mixture": 160, "mixture on one rank": 72}
 FEW_BYTES = 1024  # flags and orders of experts: the first model in a process makes a flag more
 
 
@@ -86,8 +92,6 @@ def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
     ends = real[:1] if world == 1 else (real[0], real[-1])
     for fake, of_rank in zip(fakes[name], ends, strict=True):
         for its, real_one in zip(peaks_of(fake), peaks_of(of_rank), strict=True):
-            more = real_one.pop(ACTIVATIONS, 0) - its.pop(ACTIVATIONS, 0)
-            assert 0 <= more <= COUNTS.get(name, 0)
             assert its == real_one
         assert needs_of(fake) == needs_of(of_rank)
 
