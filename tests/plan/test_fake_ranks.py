@@ -34,6 +34,9 @@ LAYOUTS = {
     "teacher": ({}, 2, {"distils": "teacher"}),
     "student": ({"tensor": 2}, 2, {"distils": "student"}),
 }
+# Of real ranks: on a busy machine gloo's threads let go late of what they have summed (seen once: the
+# 1,008 bytes of the sums of 126 tokens' log-probabilities).
+TRIES = 3
 FEW_BYTES = 1024  # flags and orders of experts: the first model in a process makes a flag more
 
 
@@ -88,12 +91,14 @@ def needs_of(run):
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
     model, parallel, world, settings = cases[name]
-    real = ranks.run(world, jobs.real_run, model, parallel, settings)
-    ends = real[:1] if world == 1 else (real[0], real[-1])
-    for fake, of_rank in zip(fakes[name], ends, strict=True):
-        for its, real_one in zip(peaks_of(fake), peaks_of(of_rank), strict=True):
-            assert its == real_one
-        assert needs_of(fake) == needs_of(of_rank)
+    expected = [(peaks_of(fake), needs_of(fake)) for fake in fakes[name]]
+    for _ in range(TRIES):
+        real = ranks.run(world, jobs.real_run, model, parallel, settings)
+        ends = real[:1] if world == 1 else (real[0], real[-1])
+        found = [(peaks_of(rank), needs_of(rank)) for rank in ends]
+        if found == expected:
+            return
+    assert found == expected
 
 
 def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
