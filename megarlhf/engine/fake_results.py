@@ -33,7 +33,7 @@ class Remembered:
     def result(self, mode: FakeTensorMode, func: Any, types: Any, args: tuple, kwargs: dict) -> Any:
         """What the operator makes of the arguments, from memory where that is possible."""
         key = [func, torch.get_default_dtype()]
-        if not (_add(key, args) and (not kwargs or _add_named(key, kwargs))):
+        if not (_add(key, mode, args) and (not kwargs or _add_named(key, mode, kwargs))):
             return mode.dispatch(func, types, args, kwargs)
         known = tuple(key)
         if (found := self._results.get(known)) is not None:
@@ -81,28 +81,31 @@ def _is_plain(func: Any) -> bool:
     return is_known and func._overloadpacket not in _CHANGE_SIZES and not _OTHERS & set(func.tags)
 
 
-def _add(key: list, args: tuple | list) -> bool:
-    """What the result can depend on; False where it is not known to be that alone."""
+def _add(key: list, mode: FakeTensorMode, args: tuple | list) -> bool:
+    """What the result can depend on; False where it is not known to be that alone.
+
+    A tensor of another mode is what Megatron has kept of an earlier model.
+    """
     key.append(len(args))
     for arg in args:
         kind = type(arg)
         if kind is FakeTensor:
-            if arg.constant is not None:
+            if arg.constant is not None or arg.fake_mode is not mode:
                 return False
             key += (arg.shape, arg.stride(), arg.storage_offset(), arg.dtype)
         elif kind in _SCALARS:
             key += (kind, arg)
         elif kind is list or kind is tuple:
-            if not _add(key, arg):
+            if not _add(key, mode, arg):
                 return False
         else:
             return False
     return True
 
 
-def _add_named(key: list, kwargs: dict) -> bool:
+def _add_named(key: list, mode: FakeTensorMode, kwargs: dict) -> bool:
     key += kwargs
-    return _add(key, tuple(kwargs.values()))
+    return _add(key, mode, tuple(kwargs.values()))
 
 
 def _result(func: Any, args: tuple, out: Any) -> Result | None:
