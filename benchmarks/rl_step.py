@@ -167,14 +167,18 @@ def ours(case: Case, directory: Path) -> tuple[list[dict[str, float]], float]:
     _run([sys.executable, "-m", "megarlhf", "rl", *arguments])
     lines = (directory / "out" / "metrics.jsonl").read_text().splitlines()
     records = [record for line in lines if "seconds_train" in (record := json.loads(line))]
-    steps = []
+    steps, before = [], None
     for record in records:
         parts = {
             name.removeprefix("seconds_"): value
             for name, value in record.items()
             if name.startswith("seconds_")
         }
-        steps.append({**parts, "step": sum(parts.values())})
+        inside = sum(parts.values())
+        # From one line to the next; nobody counts the first step.
+        whole = inside if before is None else record["time"] - before
+        before = record["time"]
+        steps.append({**parts, "rest": whole - inside, "step": whole})
     return steps, statistics.mean(record["response_length"] for record in records)
 
 

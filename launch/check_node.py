@@ -90,6 +90,8 @@ def check_gpus() -> tuple[int, list[str]]:
     if answer.returncode:
         return 0, [f"nvidia-smi fails: {answer.stdout.strip() or answer.stderr.strip()}"]
     rows = [[word.strip() for word in line.split(",")] for line in answer.stdout.splitlines()]
+    if any(len(row) != 3 for row in rows):
+        return 0, [f"nvidia-smi does not tell its GPUs: {answer.stdout.strip()}"]
     wrong = []
     for index, used, errors in rows:
         if used.isdigit() and int(used) > FOREIGN_GPU_MEMORY_MIB:

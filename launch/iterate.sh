@@ -28,7 +28,7 @@ and the worst). Each round samples from the model of the round before, which is 
 With --train lora.rank=16 the adapters of a round are merged into its model, the base of the next.
 
 Settings may also be in a file: --generate and --train take one FILE.yaml too. What is done is not done again:
-the same line goes on where it was stopped.
+the same line goes on where it was stopped. Ctrl-C, TERM and HUP are passed on to what runs: it saves, and the status is 130.
 EOT
 }
 
@@ -64,25 +64,53 @@ need_number --rounds "$rounds" 1 1000
 
 python=$(find_python)
 here=$(dirname "${BASH_SOURCE[0]}")
+# run WORD...: runs a command to which the signals that this script gets are passed on, as they mean the same to it.
+run() {
+    local child='' again=1 status
+    trap 'again=1; [[ -z $child ]] || kill -INT "$child" 2>/dev/null || true' INT
+    trap 'again=1; [[ -z $child ]] || kill -TERM "$child" 2>/dev/null || true' TERM HUP
+    set -m # only so that it can be interrupted: a shell makes deaf to Ctrl-C what it runs in the background
+    "$@" &
+    child=$!
+    set +m
+    while [[ -n $again ]]; do
+        again='' status=0
+        wait "$child" || status=$?
+    done
+    trap - INT TERM HUP
+    return "$status"
+}
+
 do_once() { # do_once DIRECTORY COMMAND...: skipped when the directory's run is complete
     local done=$1/done
     shift
     if [[ -n $dry_run ]]; then
         show "$@"
     elif [[ ! -e $done ]]; then
-        "$@"
+        run "$@"
         touch "$done"
     fi
 }
+
+# merge MODEL AT: makes a model of the adapters of a round, the base of the next. Only a whole one gets the name.
+merge() {
+    local words=("$python" -m megarlhf merge-lora --base "$1" --adapter "$2/adapter" --output "$2/merged")
+    if [[ -n $dry_run ]]; then
+        [[ " ${train[*]-} " != *' lora.rank='[1-9]* ]] || { show "${words[@]}" && show mv "$2/merged" "$2/model"; }
+    elif [[ -d $2/adapter && ! -e $2/model ]]; then
+        rm -rf "$2/merged"
+        run "${words[@]}"
+        mv "$2/merged" "$2/model"
+    fi
+}
+
 for ((round = 1; round <= rounds; round++)); do
     at=$out/round-$round
-    do_once "$at/generate" "$python" -m megarlhf generate "${generate[@]}" \
+    do_once "$at/generate" "$python" -m megarlhf generate ${generate[@]+"${generate[@]}"} \
         "model.path=$model" "train.seed=$round" "output.dir=$at/generate"
-    do_once "$at/train" "$here/torchrun.sh" "${nproc[@]}" -- "$method" "${train[@]}" \
+    do_once "$at/train" "$here/torchrun.sh" ${nproc[@]+"${nproc[@]}"} -- "$method" ${train[@]+"${train[@]}"} \
         "model.path=$model" "data.train=json@$at/generate/$rows" "output.dir=$at/train"
-    if [[ -d $at/train/adapter && ! -e $at/train/model ]]; then # lora.rank: the next round's base
-        "$python" -m megarlhf merge-lora --base "$model" --adapter "$at/train/adapter" --output "$at/train/model"
-    fi
+    merge "$model" "$at/train"
     model=$at/train/model
 done
 [[ -n $dry_run ]] || say "the model of round $rounds: $model"

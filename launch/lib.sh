@@ -54,6 +54,20 @@ find_python() {
     command -v "$python" || fail "no Python at '$python': run 'make venv' in $ROOT or set PYTHON"
 }
 
+# resolve NAME: the IPv4 address by which other machines know it; an address is its own. Fails where there is none, or only
+# a loopback one, which is what many machines make of their own name.
+resolve() {
+    if [[ $1 =~ ^[0-9]+(\.[0-9]+){3}$ ]]; then
+        echo "$1"
+    else
+        getent ahostsv4 "$1" | awk '$1 !~ /^127\./ { print $1; exit }' | grep .
+    fi
+}
+
+# listens ADDRESS:PORT: whether something does; an address that does not answer is not waited for.
+# shellcheck disable=SC2016 # expanded by the inner shell
+listens() { timeout 3 bash -c ': <"/dev/tcp/$0/$1"' "${1%:*}" "${1##*:}" 2>/dev/null; }
+
 # show WORD...: prints a command so that a shell reads back the same words.
 show() {
     local word line=''
@@ -73,16 +87,27 @@ log_folder() {
     echo "$folder"
 }
 
+# new_folder NAME: makes that folder, or NAME.1, NAME.2 where another run has made it, and prints which.
+new_folder() {
+    local name=$1 number=0
+    mkdir -p -- "$(dirname -- "$1")" || fail "cannot make $1: choose --log-dir"
+    until mkdir -- "$name" 2>/dev/null; do
+        [[ -e $name ]] || fail "cannot make $name: choose --log-dir"
+        name=$1.$((++number))
+    done
+    echo "$name"
+}
+
 # --- the run as a child -----------------------------------------------------------------------
 #
 # The ranks are not reached by signals: torchrun, srun or a container is between. MEGARLHF_STOP_FILE names
 # a file; that it exists asks the run to stop after its step; when it has saved it writes the step into it.
 
-SIGNALLED='' # the signal that asked the run to stop
+SIGNALLED='' # the signals that asked the run to stop
 
 # shellcheck disable=SC2317 # run by a trap
 ask_to_stop() {
-    SIGNALLED=$1
+    SIGNALLED+=" $1"
     [[ -e $MEGARLHF_STOP_FILE ]] || say "$1: the run will save and stop after this step"
     touch "$MEGARLHF_STOP_FILE"
 }
@@ -96,7 +121,7 @@ run_stoppable() {
     trap 'again=1; ask_to_stop TERM' TERM
     trap 'again=1; ask_to_stop HUP' HUP
     trap 'again=1; ask_to_stop USR1' USR1
-    trap 'again=1; [[ -z $child || $SIGNALLED != INT ]] || kill -QUIT -- "-$child" 2>/dev/null; ask_to_stop INT' INT
+    trap 'again=1; [[ -z $child || $SIGNALLED != *INT* ]] || kill -QUIT -- "-$child" 2>/dev/null; ask_to_stop INT' INT
     (
         trap '' TERM HUP USR1
         [[ $errors == - ]] || exec 2>>"$errors"
@@ -115,5 +140,21 @@ run_stoppable() {
 # was_stopped: whether the run was interrupted, and has saved.
 was_stopped() { [[ -s $MEGARLHF_STOP_FILE ]]; }
 
-# show_failure FOLDER: prints what the first rank that failed said last; the ranks' logs are under FOLDER.
-show_failure() { "${PYTHON:-python3}" "$LAUNCH/first_failure.py" "$1" >&2 || true; }
+# show_failure FOLDER: prints what the first rank that failed said last; the ranks' logs are under FOLDER. PYTHON may be
+# inside a container.
+show_failure() {
+    local python
+    for python in ${PYTHON:+"$PYTHON"} "$ROOT/.venv/bin/python" python3; do
+        ! command -v "$python" >/dev/null || { "$python" "$LAUNCH/first_failure.py" "$1" >&2 && return; }
+    done
+    say "a rank failed: see $1"
+}
+
+# end_left: ends what a launcher that was itself killed has left of this start's processes, and no other: they have its
+# stop file in their environment.
+end_left() {
+    local file
+    while read -r file; do
+        kill -KILL "${file//[!0-9]/}" 2>/dev/null || true
+    done < <(grep -lszxF -- "MEGARLHF_STOP_FILE=$MEGARLHF_STOP_FILE" /proc/[0-9]*/environ)
+}

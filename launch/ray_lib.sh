@@ -26,6 +26,3 @@ while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes:
         sys.exit(f"{alive} of {nodes} nodes joined Ray in {seconds} s")
     time.sleep(1)' "$1" "$2")
 }
-
-# listens ADDRESS:PORT: whether something does.
-listens() { (: <"/dev/tcp/${1%:*}/${1##*:}") 2>/dev/null; }

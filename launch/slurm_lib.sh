@@ -14,20 +14,13 @@ list_nodes() {
     fi
 }
 
-# address_of NODE: where the others reach it. Slurm's own NodeAddr where that is an address or resolves to one, else
-# the node's name. A loopback address of a name is no use: many machines resolve their own name to one.
+# address_of NODE: where the others reach it: by Slurm's own NodeAddr, or else by the node's name, which is left as it is
+# where it has no address.
 address_of() {
-    local name address=''
-    if command -v scontrol >/dev/null; then
-        name=$(scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
-    fi
+    local name=''
+    ! command -v scontrol >/dev/null || name=$(scontrol show node "$1" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
     : "${name:=$1}"
-    if [[ $name =~ ^[0-9]+(\.[0-9]+){3}$ ]]; then
-        address=$name
-    else
-        address=$(getent ahostsv4 "$name" | awk '$1 !~ /^127\./ { print $1; exit }') || true
-    fi
-    echo "${address:-$name}"
+    resolve "$name" || echo "$name"
 }
 
 # step_words FIRST COUNT: puts into `step` the words that run a command once on each of COUNT nodes of the job, from
@@ -50,42 +43,76 @@ step_words() {
         ;;
     esac
     # shellcheck disable=SC2016 # expanded on the node
-    [[ -z $env_file ]] || step+=(bash -c 'set -a; source "$0"; set +a; exec "$@"' "$env_file")
+    [[ -z $env_file ]] || step+=(bash -c '[[ -r $0 ]] || { echo "no $0 on $HOSTNAME" >&2; exit 1; }; set -a; source "$0"; set +a; exec "$@"'
+        "$env_file")
 }
 
 # can_use_container: Slurm has no containers without the pyxis plugin.
 can_use_container() {
     case $container in
-    '' | *.sif) ;;
+    '') ;;
+    *.sif)
+        [[ -f $container ]] || fail "no file '$container' in $PWD"
+        command -v apptainer >/dev/null || fail "no apptainer on $HOSTNAME to run $container with"
+        ;;
     *) grep -q -- --container-image < <(srun --help) || fail "Slurm here has no --container-image (the pyxis plugin): \
 give --container an Apptainer image, FILE.sif" ;;
     esac
 }
 
-# check_nodes ADDRESS...: ends the job with what is wrong where a node cannot run it. Reads python, logs.
+# check_words ADDRESS...: puts into `look` the words that look over the nodes. A node that is unfit does not end the look
+# over the others: all that is wrong is said at once. Unbuffered, a line of one node would get into another's.
+check_words() {
+    local word
+    step_words 0 $#
+    look=()
+    for word in "${step[@]}"; do
+        case $word in
+        --unbuffered) ;;
+        --kill-on-bad-exit=1) look+=(--kill-on-bad-exit=0) ;;
+        *) look+=("$word") ;;
+        esac
+    done
+    look+=("$python" "$LAUNCH/check_node.py" --shared "$logs" "$@")
+}
+
+# check_nodes ADDRESS...: ends the job with what is wrong where a node cannot run it.
 check_nodes() {
     local found agreed
-    step_words 0 $#
-    found=$("${step[@]}" "$python" "$LAUNCH/check_node.py" --shared "$logs" "$@") ||
+    check_words "$@"
+    found=$("${look[@]}") ||
         fail "a node is not fit for the run: see above; sbatch --exclude=NODE goes round it"
+    (($(grep -c . <<<"$found") == $#)) || fail "not every node has answered: $found"
     sort -n <<<"$found" | cut -f2,3 | tr '\t' ' ' >&2
     agreed=$(cut -f3 <<<"$found" | sort -u | wc -l)
     ((agreed == 1)) || fail "the nodes differ: see above"
 }
 
 # go_on_later: called when the run was stopped by the signal that comes ahead of the time limit, and has saved: puts
-# the job back into the queue, under its number; Slurm starts it again. Not if two lives in a row did no step.
+# the job back into the queue, under its number; Slurm starts it again. Not if two lives in a row did no step, nor if it
+# was cancelled meanwhile. Reads log_dir.
 go_on_later() {
-    local done_steps before=''
-    done_steps=$(<"$MEGARLHF_STOP_FILE")
-    [[ ! -e $log_dir/stopped-after ]] || before=$(<"$log_dir/stopped-after")
-    echo "$done_steps" >"$log_dir/stopped-after"
-    [[ $done_steps != "$before" ]] ||
+    local done_steps pause before=(0)
+    [[ ! -e $log_dir/stopped-after ]] || mapfile -t -O 1 before <"$log_dir/stopped-after"
+    done_steps=${before[-1]} # told before the run began
+    ! was_stopped || done_steps=$(<"$MEGARLHF_STOP_FILE")
+    echo "$done_steps" >>"$log_dir/stopped-after"
+    [[ ${#before[@]} -lt 2 || "${before[*]: -2}" != "$done_steps $done_steps" ]] ||
         fail "the time limit is too short: no step was done since it came last (step $done_steps); raise --time"
-    trap '' TERM # requeueing ends the job's processes, this one too
-    if scontrol requeue "$SLURM_JOB_ID"; then
-        say "the time limit is near: saved after step $done_steps, and queued again"
-    else
-        say "saved after step $done_steps, but Slurm does not queue the job again: submit the same line"
-    fi
+    # At the limit Slurm has begun to end the job, with that reason; a job that ends for another one was cancelled.
+    case $(scontrol show job "$SLURM_JOB_ID") in
+    *JobState=RUNNING* | *Reason=TimeLimit* | '') ;;
+    *)
+        say "stopped after step $done_steps, and cancelled"
+        return
+        ;;
+    esac
+    for pause in 5 10 20 ''; do # a controller may be busy
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            say "the time limit is near: stopped after step $done_steps, and queued again"
+            return
+        fi
+        sleep "${pause:-0}"
+    done
+    say "stopped after step $done_steps, but Slurm does not queue the job again: submit the same line"
 }

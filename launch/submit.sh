@@ -25,7 +25,7 @@ COMMAND and what follows go to megarlhf unchanged; launch/slurm.sbatch --help sa
 EOT
 }
 
-nodes=1 gpus='' save_seconds=300 dry_run='' for_sbatch=() for_job=()
+nodes=1 gpus='' save_seconds=300 env_file='' dry_run='' for_sbatch=() for_job=()
 while [[ $# -gt 0 ]]; do
     case $1 in
     --nodes | --gpus | --save-seconds) store "${@:1:2}" && shift 2 ;;
@@ -37,7 +37,9 @@ while [[ $# -gt 0 ]]; do
         for_sbatch+=("$2") && shift 2
         ;;
     --nproc | --container | --mount | --env-file | --log-dir | --port | --wait)
-        need_value "${@:1:2}" && for_job+=("$1" "$2") && shift 2
+        need_value "${@:1:2}" && for_job+=("$1" "$2")
+        [[ $1 != --env-file ]] || env_file=$2
+        shift 2
         ;;
     --no-check) for_job+=("$1") && shift ;;
     --dry-run) dry_run=1 && shift ;;
@@ -52,11 +54,16 @@ need_number --nodes "$nodes" 1 65536
 need_number --save-seconds "$save_seconds" 1 65535
 [[ -z $gpus ]] || { need_number --gpus "$gpus" 1 64 && for_sbatch+=("--gpus-per-node=$gpus"); }
 
+for word in ${for_sbatch[@]+"${for_sbatch[@]}"}; do
+    [[ $word != -a* && $word != --array* ]] || wrong "an array would run this very line in each of its tasks: submit a job a run"
+done
+
 line=(sbatch "--nodes=$nodes" "--signal=B:USR1@$save_seconds" ${for_sbatch[@]+"${for_sbatch[@]}"}
     "$LAUNCH/slurm.sbatch" ${for_job[@]+"${for_job[@]}"} -- "$@")
 if [[ -n $dry_run ]]; then
     show "${line[@]}"
     exit 0
 fi
+[[ -z $env_file || -f $env_file ]] || fail "no file '$env_file' in $PWD"
 command -v sbatch >/dev/null || fail "no sbatch here: submit from a machine of the Slurm cluster"
 exec "${line[@]}"

@@ -74,11 +74,17 @@ else
     [[ -n $master_addr ]] || wrong "--nnodes $nnodes needs --master-addr"
     need_number --node-rank "$node_rank" 0 $((nnodes - 1))
     need_number --master-port "${master_port:=29500}" 1 65535
+    # Gloo and NCCL take the interface of this address: it must be a real one on every node.
+    known=$(resolve "$master_addr") || known=''
+    [[ -n $known$dry_run ]] || fail "--master-addr $master_addr is not found here, or as a loopback address only: give the \
+address by which the other nodes reach node 0"
+    master_addr=${known:-$master_addr}
     launcher+=("--nnodes=$nnodes" "--node-rank=$node_rank"
         "--master-addr=$master_addr" "--master-port=$master_port")
 fi
-[[ -n $log_dir ]] || log_dir=$(log_folder "$@")
+log_dir=$(realpath -m -- "${log_dir:-$(log_folder "$@")}")
 logs=$log_dir/$(date +%Y%m%d-%H%M%S)-node${node_rank:-0}
+[[ -n $dry_run ]] || logs=$(new_folder "$logs")
 # Ranks write to files, the first one here too. torchrun does not pass signals on: see lib.sh; QUIT is for urgency.
 launcher+=("--log-dir=$logs" --redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT
     --shutdown-timeout=5 -m megarlhf "$@")
@@ -89,10 +95,10 @@ export TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='$role_name'
 inner=${MEGARLHF_STOP_FILE:-} # set by the launcher that runs this script on each node
 export MEGARLHF_STOP_FILE=${inner:-$logs/stop}
 if [[ -n $dry_run ]]; then
-    show "OMP_NUM_THREADS=$OMP_NUM_THREADS" "MEGARLHF_STOP_FILE=$MEGARLHF_STOP_FILE" "${launcher[@]}"
+    show "OMP_NUM_THREADS=$OMP_NUM_THREADS" "MEGARLHF_STOP_FILE=$MEGARLHF_STOP_FILE" \
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE=$TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE" "${launcher[@]}"
     exit 0
 fi
-mkdir -p "$logs" || fail "cannot make $logs: choose --log-dir"
 [[ -n $inner ]] || say "logs of each rank: $logs/*/attempt_*/RANK/{stdout,stderr}.log"
 status=0
 run_stoppable "$logs/torchrun.log" "${launcher[@]}" || status=$?
@@ -101,5 +107,6 @@ if ((status == 0)) && was_stopped; then
     say "stopped after step $(<"$MEGARLHF_STOP_FILE"), and saved: the same line goes on"
     exit "$INTERRUPTED"
 fi
+((status <= 128)) || end_left
 ((status == 0)) || show_failure "$logs"
 exit "$status"

@@ -41,7 +41,7 @@ COMMANDS = {
     "generate": Command(
         schema.RLConfig,
         "megarlhf.trainer.start:generate",
-        "sample and score responses with the settings of rl, and keep the best and pairs of them",
+        "sample and score responses with the settings of rl; keep the best ones, and pairs",
     ),
     **{
         name: Command(
@@ -51,8 +51,8 @@ COMMANDS = {
         )
         for name, config, what in (
             ("sft", schema.SFTConfig, "supervised fine-tuning"),
-            ("rm", schema.RMConfig, "a reward model from pairs of answers"),
-            ("prm", schema.PRMConfig, "a process reward model from labelled steps"),
+            ("rm", schema.RMConfig, "train a reward model on pairs of answers"),
+            ("prm", schema.PRMConfig, "train a process reward model on labelled steps"),
             ("dpo", schema.DPOConfig, "direct preference optimization of pairs (DPO, cDPO, IPO)"),
             ("kto", schema.KTOConfig, "preference optimization of single answers (KTO)"),
             ("kd", schema.KDConfig, "knowledge distillation from a larger model"),
@@ -104,15 +104,17 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="megarlhf",
-        description="RLHF on Megatron-Core, vLLM and Ray. megarlhf COMMAND --help says more.",
+        description="RLHF on Megatron-Core, vLLM and Ray. For more: megarlhf COMMAND --help.",
     )
     parser.add_argument("--version", action="version", version=f"megarlhf {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
-        sub.add_argument("--config", metavar="FILE", help="YAML file with settings")
+        sub.add_argument("--config", metavar="FILE", help="YAML file of settings")
         sub.add_argument(
-            "--help-config", action="store_true", help="list every setting with its default"
+            "--help-config",
+            action="store_true",
+            help="list every setting: type, default and meaning",
         )
         sub.add_argument(
             "overrides", nargs="*", metavar="key=value", help="settings, e.g. optimizer.lr=1e-6"
@@ -127,8 +129,9 @@ def _parser() -> argparse.ArgumentParser:
 def _run_configured(arguments: argparse.Namespace) -> int:
     command: Command = arguments.command
     if arguments.help_config:
-        for key, kind, default in describe(command.config):
-            print(f"{key:40} {kind:28} {default}")
+        for one in describe(command.config):
+            meaning = f"  # {one.meaning}" if one.meaning else ""
+            print(f"{one.key:40} {one.kind:28} {one.default}{meaning}")
         return 0
     config = _load(command, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")

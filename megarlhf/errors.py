@@ -56,7 +56,7 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def cannot_write(reason: OSError, where: str | None = None) -> UserError:
-    """What to say of it."""
+    """The error to show the user for a failing disk."""
     return UserError(
         f"cannot write: {reason.strerror}",
         where=where or reason.filename,

@@ -1,7 +1,7 @@
-"""What a launcher asks of a run and is told by it: two files that it names in the environment.
+"""What a launcher asks a run, and what a run tells it: through two files named in the environment.
 
-Between a launcher (launch/) and the ranks stand torchrun, srun or a container, and a signal arrives
-twice, as another one or not at all. A file arrives.
+Between a launcher (launch/) and the ranks stand torchrun, srun or a container. Through these a signal
+may arrive twice, as another signal, or not at all. A file always arrives.
 """
 
 import json
@@ -14,15 +14,15 @@ FAILURE = "TORCHELASTIC_ERROR_FILE"  # torchrun's own name: it reads the file to
 
 
 def asked_to_stop() -> bool:
-    """Whether the launcher wants the run to end after the step that it is in."""
+    """Whether the launcher wants the run to end after its current step."""
     return STOP in os.environ and Path(os.environ[STOP]).exists()
 
 
 def tell_stopped(done: int) -> bool:
-    """Tell the launcher that the run was interrupted, and all is saved.
+    """Tell the launcher that the run was interrupted and everything is saved.
 
     Args:
-        done: Steps (or prompts) that are done: whether there was progress.
+        done: Steps (or prompts) done so far; tells the launcher whether there was progress.
 
     Returns:
         Whether there is a launcher. Then the exit status must be 0, as any other is a failure to
@@ -35,7 +35,7 @@ def tell_stopped(done: int) -> bool:
 
 
 def record_failure(text: str) -> None:
-    """Write why this process fails and when, so that the first of many failures can be told.
+    """Write why and when this process failed, so that the first of many failures can be found.
 
     Args:
         text: The traceback, or the message for people.

@@ -87,6 +87,8 @@ class PolicyLoss(TokenMean):
     def _sums_at_tokens(self, batch: MicroBatch) -> Callable[[torch.Tensor], torch.Tensor]:
         def sums(values: torch.Tensor) -> torch.Tensor:
             repeats = torch.tensor(batch.lengths, device=values.device)
-            return self.sequence_sums(values, batch).repeat_interleave(repeats)
+            of_sequences = self.sequence_sums(values, batch)
+            # The size is known here: a GPU would be waited for to tell it.
+            return of_sequences.repeat_interleave(repeats, output_size=len(values))
 
         return sums

@@ -1,1 +1,1 @@
-"""Ray: placement, worker groups, engine actors."""
+"""The processes of a run, kept by Ray or by torchrun: placement, the ranks of models, engines."""

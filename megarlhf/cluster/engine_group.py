@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+from megarlhf.cluster.device_turns import by_turns_on_gpus
 from megarlhf.cluster.failures import wait_for_all
 from megarlhf.cluster.lost_engines import failures_of
 from megarlhf.cluster.processes import Processes, Recipe
@@ -67,6 +68,7 @@ class EngineGroup:
         self.members: dict[int, Any] = {}
         for number in range(rollout.engines):
             self.members[number] = processes.engine(number, self._recipe)
+        self._alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
         self.version: int | None = None
         self.restarts = 0
         self.repairs: Callable[[Callable[[], None]], None] = lambda repair: repair()
@@ -147,13 +149,15 @@ class EngineGroup:
 
     def sleep(self) -> None:
         """Let every engine give back the memory of its weights and KV cache."""
-        wait_for_all([member.sleep.remote() for member in self.members.values()], self._processes)
+        self._tell(self.members, "sleep")
 
     def wake(self, part: str) -> None:
         """Let every engine have memory for ``weights`` or for the ``kv_cache`` again."""
-        wait_for_all(
-            [member.wake.remote(part) for member in self.members.values()], self._processes
-        )
+        self._tell(self.members, "wake", part)
+
+    def _tell(self, members: dict[int, Any], method: str, *args: str) -> None:
+        calls = [getattr(member, method).remote(*args) for member in members.values()]
+        wait_for_all(calls, self._processes)
 
     # -- faults -----------------------------------------------------------------------------------
 
@@ -183,6 +187,9 @@ class EngineGroup:
         """Replace those that gave no answer, unless an update has found that out before."""
         still = {n: why for n, why in lost.items() if self.members[n] is asked[n]}
         self.replace(still, "while sampling")
+        if still and self._alone:  # an update would do this
+            self._trainer.make_room()
+            self._tell({number: self.members[number] for number in still}, "wake", "kv_cache")
 
     def replace(self, lost: dict[int, str], when: str) -> None:
         """Start engines anew in place of some, with the weights of the current version.
@@ -194,13 +201,18 @@ class EngineGroup:
         Raises:
             UserError: ``stream.restarts`` are used up.
         """
+        if not lost:
+            return
         with self._replacing:
+            if self._alone:
+                self._trainer.make_room()
             for number, why in lost.items():
                 self._start_anew(number, f"engine {number} was lost {when}: {why}")
-            if not lost:
-                return
             new = {number: self.members[number] for number in lost}
             self._wait_until_ready(new)
+            if self._alone:
+                self._tell(new, "sleep")
+                self._tell(new, "wake", "weights")
             self._links.open(new)
             if self.version is not None:
                 self._stream(sorted(new))

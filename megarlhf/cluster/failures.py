@@ -1,4 +1,4 @@
-"""What is said when a process is gone, as it reads for the person who runs the job."""
+"""Telling the person who runs the job what happened when a process is lost."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +16,8 @@ def explained() -> Iterator[None]:
     """Turn the loss of a process, or one that does not start, into an error for people.
 
     Raises:
-        ProcessLost: As said. Errors that a process raised go through unchanged.
+        ProcessLost: A process is gone or did not come up. What a process itself raised goes through
+            unchanged.
     """
     try:
         yield
@@ -35,8 +36,8 @@ def culprit(error: Exception, others: Sequence[Any], processes: Processes) -> Ex
 
     Args:
         error: What was raised first.
-        others: References that were waited for with it.
-        processes: They are of.
+        others: References of the calls that were waited for together with it.
+        processes: Where the calls run.
     """
     if isinstance(error, ProcessGone):
         return error
@@ -57,8 +58,8 @@ def wait_for_all(
     """Every result, in order; raises as soon as any of them failed.
 
     Args:
-        references: Of the results.
-        processes: They are of.
+        references: Of the calls to wait for.
+        processes: Where the calls run.
         timeout_s: The longest to wait between two of them, seconds; None: as long as it takes.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The groups of a run's models; those on the same devices take turns."""
+"""The ranks of a run's models; models on the same devices take turns."""
 
 from megarlhf.cluster.placement import Gang
 from megarlhf.cluster.processes import Processes
@@ -8,7 +8,7 @@ from megarlhf.config.schema import RLConfig
 
 
 class ModelGroups:
-    """Starts them in their places.
+    """Starts the ranks of models where the placement wants them.
 
     Args:
         config: The run's configuration.
@@ -20,12 +20,12 @@ class ModelGroups:
         self._residents: dict[Gang, Residents] = {}
 
     def group(self, worker: type, role: str, config: RLConfig | None = None) -> WorkerGroup:
-        """The ranks of a model, which begin to start.
+        """The ranks of a model, their processes starting.
 
         Args:
             worker: What each rank runs.
             role: The model's name in the placement.
-            config: Where it differs from the run's.
+            config: The model's configuration, where it differs from the run's.
         """
         gang = self._processes.placement.gang_of(role)
         residents = None

@@ -73,12 +73,12 @@ class Processes(Protocol):
         """The address that other nodes reach that node at."""
 
     def shared(self, value: Any) -> Any:
-        """An argument of several calls, to be put on the way once."""
+        """Wrap an argument of several calls, so that it is sent or stored only once."""
 
     def wait(
         self, references: Sequence[Any], count: int, timeout_s: float | None
     ) -> tuple[list[Any], list[Any]]:
-        """Until ``count`` calls are done or the time is up; returns those that are, and the others."""
+        """Wait until ``count`` calls are done or the time is up; returns those done, and the others."""
 
     def result(self, reference: Any) -> Any:
         """What a call returned.
@@ -90,7 +90,7 @@ class Processes(Protocol):
 
 
 class Opener(Protocol):
-    """Makes the processes of one run possible."""
+    """Opens the place where the processes of one run are kept."""
 
     def __call__(self, placement: Placement) -> AbstractContextManager[Processes]:
-        """Have room for a placement; at the end no process of the run is left."""
+        """Make room for a placement; when the context ends, no process of the run is left."""

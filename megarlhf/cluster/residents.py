@@ -3,7 +3,7 @@
 from typing import Protocol
 
 PARTS = ("gradients", "optimizer", "weights")
-STREAM = ("open_stream", "stream", "stream_prints")
+STREAM = ("open_stream", "stream", "stream_fingerprints")
 # What needs no more than the weights; all else needs everything.
 WEIGHTS_ONLY = (*STREAM, "logprobs", "reference_logprobs", "values", "scores")
 FREE = ("offload", "reload")

@@ -1,4 +1,4 @@
-"""Where engines and the trainer's ranks meet, and by which transport."""
+"""Connecting engines and the trainer's ranks: where they meet, and by which transport."""
 
 from dataclasses import asdict
 from typing import Any
@@ -23,7 +23,7 @@ def engine_topology(config: RLConfig) -> EngineTopology:
 
 
 def check_transport(config: RLConfig, spec: ModelSpec, *, on_gpu: bool) -> None:
-    """``stream.transport`` can be taken, as far as can be said before anything is built.
+    """Refuse a ``stream.transport`` that cannot work, as far as is known before anything is built.
 
     Args:
         config: The run's configuration.
@@ -31,7 +31,7 @@ def check_transport(config: RLConfig, spec: ModelSpec, *, on_gpu: bool) -> None:
         on_gpu: Whether the run's machines have GPUs.
 
     Raises:
-        UserError: It cannot.
+        UserError: It cannot work.
     """
     name = choose(
         config.stream.transport,
@@ -50,7 +50,7 @@ class StreamLinks:
     Args:
         config: The run's configuration.
         trainer: The ranks.
-        processes: Theirs and the engines'.
+        processes: Where they and the engines run.
     """
 
     def __init__(self, config: RLConfig, trainer: WorkerGroup, processes: Processes) -> None:

@@ -6,8 +6,8 @@ from megarlhf.cluster.failures import wait_for_all
 from megarlhf.cluster.processes import Processes
 from megarlhf.cluster.worker_group import WorkerGroup
 from megarlhf.config.schema import StreamConfig
+from megarlhf.sync.fingerprints import Fingerprints, compare
 from megarlhf.sync.plan import Worker
-from megarlhf.sync.prints import Prints, compare
 
 
 class Verification:
@@ -50,11 +50,11 @@ def verify(trainer: WorkerGroup, engines: dict[int, Any], processes: Processes) 
     Raises:
         UserError: An engine has something else; names the tensor.
     """
-    calls = trainer.call("stream_prints", list(engines))
+    calls = trainer.call("stream_fingerprints", list(engines))
     answers = wait_for_all(
-        [*calls, *(engine.stream_prints.remote() for engine in engines.values())], processes
+        [*calls, *(engine.stream_fingerprints.remote() for engine in engines.values())], processes
     )
-    sent: dict[Worker, Prints] = {}
+    sent: dict[Worker, Fingerprints] = {}
     for of_rank in answers[: len(calls)]:
         for worker, prints in of_rank.items():
             sent.setdefault(worker, {}).update(prints)

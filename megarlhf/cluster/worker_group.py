@@ -63,6 +63,11 @@ class WorkerGroup:
         shared = [self._processes.shared(arg) for arg in args]
         return [getattr(member, method).remote(*shared) for member in self.members]
 
+    def make_room(self) -> None:
+        """Have all models on its devices put their memory away."""
+        if self.residents is not None:
+            self.residents.leave()
+
     def run(self, method: str, *args: Any) -> list[Any]:
         """Call a method on every rank and wait for all answers.
 

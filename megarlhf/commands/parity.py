@@ -13,20 +13,29 @@ def add(commands: Any) -> None:
     what = "check that every parallel layout of a model computes the same function"
     parity = commands.add_parser("parity", help=what, description=what)
     parity.add_argument(
-        "--model", required=True, type=Path, metavar="DIR", help="Hugging Face files"
+        "--model", required=True, type=Path, metavar="DIR", help="Hugging Face directory"
     )
     parity.add_argument(
         "--layouts",
         nargs="*",
         default=(),
         metavar="LAYOUT",
-        help="such as tp2.sp.pp2.cp2, of tpN ppN vppN cpN epN dpN sp (default: all that make sense)",
+        help="e.g. tp2.sp.pp2.cp2, from tpN ppN vppN cpN epN dpN sp (default: all that make sense)",
     )
     parity.add_argument("--dtype", choices=("float32", "float64", "bfloat16"), default="float32")
-    parity.add_argument("--steps", type=positive, default=20, help="optimizer steps (%(default)s)")
-    parity.add_argument("--json", type=Path, metavar="FILE", help="write everything measured here")
-    parity.add_argument("--max-ranks", type=positive, default=8, help="of a layout (%(default)s)")
-    parity.add_argument("--seed", type=int, default=0, help="of the batch")
+    parity.add_argument(
+        "--steps",
+        type=positive,
+        default=20,
+        help="optimizer steps to compare (default: %(default)s)",
+    )
+    parity.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all measurements to this file"
+    )
+    parity.add_argument(
+        "--max-ranks", type=positive, default=8, help="skip larger layouts (default: %(default)s)"
+    )
+    parity.add_argument("--seed", type=int, default=0, help="seed of the batch")
     parity.add_argument(
         "--aux-loss", type=float, default=0.0, help="weight of the routers' load-balancing loss"
     )
@@ -35,10 +44,13 @@ def add(commands: Any) -> None:
         "--tolerance",
         type=positive_number,
         default=1.0,
-        help="times the thresholds of docs/parity.md (%(default)s); large models round more",
+        help="factor on docs/parity.md's thresholds (default: %(default)s): large models round more",
     )
     parity.add_argument(
-        "--timeout", type=positive_number, default=600.0, help="seconds for a layout (%(default)s)"
+        "--timeout",
+        type=positive_number,
+        default=600.0,
+        help="seconds for each layout (default: %(default)s)",
     )
     parity.set_defaults(run=_run)
 

@@ -17,21 +17,32 @@ def add(commands: Any, methods: Sequence[str]) -> None:
         commands: Of the command line.
         methods: The commands whose runs are planned.
     """
-    what = "say whether a run fits its GPUs, and how fast it is"
+    what = "predict whether a run fits its GPUs, and how fast it is"
     plan = commands.add_parser("plan", help=what, description=what)
     plan.add_argument("--config", type=Path, metavar="FILE", help="the run's YAML file")
     plan.add_argument(
         "--method",
         choices=methods,
-        help="the file's command (default: what its directory is named for, or rl)",
+        help="the planned command (default: the one that the file's directory is named for, or rl)",
     )
     plan.add_argument(
-        "--model-config", type=Path, metavar="DIR", help="config.json, in place of model.path"
+        "--model-config",
+        type=Path,
+        metavar="DIR",
+        help="directory of a config.json to use instead of model.path",
     )
-    plan.add_argument("--prompt-tokens", type=positive, help="mean, for the time (the longest)")
-    plan.add_argument("--response-tokens", type=positive, help="mean, for the time (the longest)")
     plan.add_argument(
-        "--calibrate", nargs="*", default=(), metavar="NAME=VALUE", help="constants: docs/scale.md"
+        "--prompt-tokens", type=positive, help="mean length, for the time (default: the longest)"
+    )
+    plan.add_argument(
+        "--response-tokens", type=positive, help="mean length, for the time (default: the longest)"
+    )
+    plan.add_argument(
+        "--calibrate",
+        nargs="*",
+        default=(),
+        metavar="NAME=VALUE",
+        help="override constants: see docs/scale.md",
     )
     plan.add_argument(
         "--skew",

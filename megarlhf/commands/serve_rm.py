@@ -12,41 +12,51 @@ from megarlhf.errors import UserError
 def add(commands: Any) -> None:
     """Put it among the commands."""
     defaults = schema.RewardConfig()
-    what = "serve a reward model, or a function, over HTTP (reward.urls)"
+    what = "serve a reward model, or a reward function, over HTTP (for reward.urls)"
     serve = commands.add_parser("serve-rm", help=what, description=what)
     source = serve.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", metavar="DIR", help="a reward model, on Megatron ranks")
-    source.add_argument("--function", metavar="FILE", help="Python file that defines reward_func")
+    source.add_argument("--model", metavar="DIR", help="serve this reward model, on Megatron ranks")
+    source.add_argument("--function", metavar="FILE", help="serve reward_func of this Python file")
     serve.add_argument(
-        "--host", default="127.0.0.1", help="address to listen at (%(default)s: this machine only)"
+        "--host",
+        default="127.0.0.1",
+        help="address to listen at (default: %(default)s, this machine only)",
     )
-    serve.add_argument("--port", type=int, default=5000, help="0: any free one (%(default)s)")
+    serve.add_argument(
+        "--port",
+        type=int,
+        default=5000,
+        help="port to listen at; 0: any free one (default: %(default)s)",
+    )
     serve.add_argument(
         "--workers",
         type=positive,
         default=defaults.workers,
-        help="processes of a function (%(default)s)",
+        help="processes that run a function (default: %(default)s)",
     )
     serve.add_argument(
         "--batch-size",
         type=positive,
         default=defaults.batch_size,
-        help="responses in one call (%(default)s)",
+        help="most responses in one call (default: %(default)s)",
     )
     serve.add_argument(
         "--timeout",
         type=positive_number,
         default=defaults.timeout_s,
-        help="seconds for a call of a function (%(default)s)",
+        help="seconds that a call of a function may take (default: %(default)s)",
     )
     serve.add_argument(
-        "--max-batch", type=positive, default=1024, help="responses in a request (%(default)s)"
+        "--max-batch",
+        type=positive,
+        default=1024,
+        help="most responses in a request (default: %(default)s)",
     )
     serve.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="a model's settings, as in rl: reward.parallel.tensor=2 cluster.reward_ranks=2",
+        help="settings of rl for a model, e.g. reward.parallel.tensor=2 cluster.reward_ranks=2",
     )
     serve.set_defaults(run=_run)
 

@@ -1,11 +1,13 @@
 """Types, defaults and YAML nodes in words for people."""
 
 import json
+from functools import reduce
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 
+from megarlhf.config.meanings import meanings_of
 from megarlhf.config.schema import REQUIRED
 from megarlhf.config.settings import Setting, alternatives, settings
 from megarlhf.config.yaml_text import is_null
@@ -19,19 +21,32 @@ _WORDS = {
 }
 
 
-def describe(cls: type) -> list[tuple[str, str, str]]:
-    """Every setting of ``cls`` as (dotted key, type in words, default as text or "required").
+class Description(NamedTuple):
+    """A setting in words, each on one line: a line break in a default is written ``\\n``."""
 
-    Each on one line: a line break in a default is written ``\\n``.
-    """
+    key: str  # dotted
+    kind: str  # its type
+    default: str  # or "required"
+    meaning: str  # empty where the key says it
+
+
+def describe(cls: type) -> list[Description]:
+    """Every setting of ``cls``."""
+    config = cls()
     return [
-        (
+        Description(
             key,
             in_words(kind),
             "required" if default == REQUIRED else as_text(default).replace("\n", "\\n"),
+            _meaning(config, key),
         )
-        for key, kind, default in settings(cls())
+        for key, kind, default in settings(config)
     ]
+
+
+def _meaning(config: Any, key: str) -> str:
+    *sections, name = key.split(".")
+    return meanings_of(type(reduce(getattr, sections, config))).get(name, "")
 
 
 def in_words(kind: Any) -> str:

@@ -39,7 +39,11 @@ def beginning_of(sequence: Sequence) -> tuple[int, ...]:
 
 
 def pieces_of(
-    sequences: abc.Sequence[Sequence], indices: abc.Sequence[int], *, share: bool
+    sequences: abc.Sequence[Sequence],
+    indices: abc.Sequence[int],
+    *,
+    share: bool,
+    with_last: bool = True,
 ) -> list[Piece]:
     """What a pack holds: shared beginnings, and the sequences or the rest of them, equal ones together.
 
@@ -47,6 +51,7 @@ def pieces_of(
         sequences: All sequences of the batch.
         indices: Those to pack.
         share: Whether to look for beginnings; without it sequences are whole, the longest first.
+        with_last: Whether the last token of each, which predicts nothing, is packed.
     """
     members = _by_beginning(sequences, indices if share else ())
     common = [ids for ids, own in members.items() if _saves_enough(len(ids) - 1, sequences, own)]
@@ -57,7 +62,8 @@ def pieces_of(
     for index in indices:
         number = behind.get(index, -1)
         begin = shared[number].end if number >= 0 else 0
-        rest.append(Piece(index, begin, len(sequences[index].token_ids), number))
+        end = len(sequences[index].token_ids) - (not with_last)
+        rest.append(Piece(index, begin, end, number))
     rest.sort(key=lambda piece: (-piece.begin, piece.begin - piece.end))
     return shared + rest
 
@@ -75,7 +81,12 @@ class Group(NamedTuple):
 
 
 def together(
-    sequences: abc.Sequence[Sequence], *, max_tokens: int, multiple: int, pad_to_multiple: int = 1
+    sequences: abc.Sequence[Sequence],
+    *,
+    max_tokens: int,
+    multiple: int,
+    pad_to_multiple: int = 1,
+    with_last: bool = True,
 ) -> list[Group]:
     """Which sequences to put into one micro-batch, so that they share their beginning there.
 
@@ -85,7 +96,9 @@ def together(
         multiple: Those of one beginning are divided until all have room and the number of groups is
             a multiple of this; where nothing else will do, each sequence is a group.
         pad_to_multiple: See `packing.collate`.
+        with_last: See `pieces_of`.
     """
+    left_out = int(not with_last)
 
     def padded(length: int) -> int:
         return -(-length // pad_to_multiple) * pad_to_multiple
@@ -100,7 +113,7 @@ def together(
     def group(shared: int, own: tuple[int, ...]) -> Group:
         if not _saves_enough(shared, sequences, own):
             shared = 0
-        rest = sum(padded(len(sequences[index].token_ids) - shared) for index in own)
+        rest = sum(padded(len(sequences[index].token_ids) - shared - left_out) for index in own)
         return Group(own, padded(shared) + rest)
 
     for parts in itertools.count(1):

@@ -20,6 +20,7 @@ def collate(
     *,
     pad_to_multiple: int = 1,
     share: bool = False,
+    with_last: bool = True,
 ) -> MicroBatch:
     """Pack the chosen sequences end to end, the longest first.
 
@@ -34,6 +35,7 @@ def collate(
             to a multiple of this, as context parallelism needs; positions go on. ``lengths`` are
             the padded ones.
         share: Pack the beginnings that sequences have in common once: see `beginnings`.
+        with_last: Pack the last token of each sequence, too.
 
     Raises:
         ValueError: Nothing is chosen, the sequences differ in the names of their fields or values,
@@ -41,7 +43,7 @@ def collate(
     """
     if not indices:
         raise ValueError("a micro-batch needs at least one sequence")
-    pieces = pieces_of(sequences, indices, share=share)
+    pieces = pieces_of(sequences, indices, share=share, with_last=with_last)
     names, numbers = list(sequences[indices[0]].fields), list(sequences[indices[0]].values)
     token_ids: list[int] = []
     position_ids: list[int] = []
@@ -57,7 +59,8 @@ def collate(
         length = padded_length(end - begin, pad_to_multiple)
         padding = [0] * (length - (end - begin))
         ahead = slice(begin + 1, end + 1)
-        nothing = [] if is_shared else [0]  # is predicted by the last token of a sequence
+        is_last = end == len(sequence.token_ids)
+        nothing = [0] if is_last else []  # is predicted by the last token of a sequence
         token_ids += [*sequence.token_ids[begin:end], *padding]
         position_ids += range(begin, begin + length)
         is_padding += [False] * (end - begin) + [True] * len(padding)
@@ -136,7 +139,7 @@ def scatter(
         if index < 0:
             continue
         before, begin = micro_batch.starts[number], offsets[number]
-        if lengths[index] - before > packed_length:
+        if lengths[index] - before - 1 > packed_length:
             raise ValueError(
                 f"sequence {index} has {lengths[index]} tokens but was packed with {packed_length}"
             )

@@ -32,16 +32,16 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Episode:
-    """What is known of how an agent's sample came about.
+    """How an agent's sample came about.
 
     Attributes:
-        turns: How often the model was asked.
+        turns: How many times the model was asked.
         ended: ``done``: the environment or the program said so; ``turns``, ``tokens``: a limit was
             reached; ``failed``: see ``failure``.
         logs: What the agent reports as ``extra_logs``, by name.
         counts: Further counts, by name.
-        retries: How often it was begun again.
-        failure: Why it has no reward, with its prompt.
+        retries: How many times it was started again.
+        failure: Why it has no reward, naming its prompt.
     """
 
     turns: int
@@ -92,7 +92,7 @@ class Sample:
 
     @property
     def parts(self) -> list["Sample"]:
-        """All sequences of it, in time."""
+        """All of its sequences, in the order of time."""
         return [*self.earlier, self]
 
     @property
@@ -194,7 +194,7 @@ class MicroBatch:
     trained: tuple[int, ...] = ()
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same with its tensors on a device."""
+        """A copy whose tensors are on a device."""
 
         def moved(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: tensor.to(device) for name, tensor in tensors.items()}

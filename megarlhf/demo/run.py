@@ -28,32 +28,8 @@ def run_demo(directory: str, seed: int) -> int:
         print(f"starting afresh: the finished demo in {out} and {start} is removed")
         shutil.rmtree(out)
         shutil.rmtree(start, ignore_errors=True)
-    if not (start / "base" / "config.json").exists():
-        _say("1. a task and a small model with random weights")
-        from megarlhf.demo.model import make_model
-
-        write_task(start / "task", seed)
-        make_model(start / "base", seed)
-    if not (start / "sft" / "model").exists():
-        _say("2. warm-up: supervised fine-tuning on Megatron-Core, TP=2")
-        sft = [
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=2",
-            "-m",
-            "megarlhf",
-        ]
-        sft += ["sft", f"--config={CONFIGS / 'sft.yaml'}", f"model.path={start / 'base'}"]
-        sft += [f"data.train=json@{start / 'task' / 'sft.jsonl'}", f"output.dir={start / 'sft'}"]
-        if status := _run([*sft, f"train.seed={seed}"]):
-            return status
-    _say("3. reinforcement learning: GRPO, Megatron-Core TP=2 and vLLM, driven by Ray")
-    rl = ["-m", "megarlhf", "rl", f"--config={CONFIGS / 'rl.yaml'}"]
-    rl += [f"model.path={start / 'sft' / 'model'}", f"reward.function={REWARD}"]
-    rl += [f"data.prompts=json@{start / 'task' / 'rl_train.jsonl'}"]
-    rl += [f"data.eval_prompts=json@{start / 'task' / 'heldout.jsonl'}"]
-    if status := _run([*rl, f"output.dir={out}", f"train.seed={seed}"]):
+    _make(start, seed)
+    if status := _warm_up(start, seed) or _improve(start, out, seed):
         return status
     _say("4. the exported checkpoint, loaded with transformers")
     check_export(out)
@@ -62,6 +38,36 @@ def run_demo(directory: str, seed: int) -> int:
     print(f"held-out accuracy {before:.1%} -> {after:.1%} in {time.monotonic() - began:.0f} s")
     print(f"the report: {out / 'report.html'}")
     return 0
+
+
+def _make(start: Path, seed: int) -> None:
+    if (start / "base" / "config.json").exists():
+        return
+    _say("1. a task and a small model with random weights")
+    from megarlhf.demo.model import make_model
+
+    write_task(start / "task", seed)
+    make_model(start / "base", seed)
+
+
+def _warm_up(start: Path, seed: int) -> int:
+    if (start / "sft" / "model").exists():
+        return 0
+    _say("2. warm-up: supervised fine-tuning on Megatron-Core, TP=2")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    settings = [f"model.path={start / 'base'}", f"output.dir={start / 'sft'}", f"train.seed={seed}"]
+    settings += [f"data.train=json@{start / 'task' / 'sft.jsonl'}"]
+    config = f"--config={CONFIGS / 'sft.yaml'}"
+    return _run([*torchrun, "-m", "megarlhf", "sft", config, *settings])
+
+
+def _improve(start: Path, out: Path, seed: int) -> int:
+    _say("3. reinforcement learning: GRPO, Megatron-Core TP=2 and vLLM, driven by Ray")
+    settings = [f"model.path={start / 'sft' / 'model'}", f"reward.function={REWARD}"]
+    settings += [f"data.prompts=json@{start / 'task' / 'rl_train.jsonl'}"]
+    settings += [f"data.eval_prompts=json@{start / 'task' / 'heldout.jsonl'}"]
+    settings += [f"output.dir={out}", f"train.seed={seed}"]
+    return _run(["-m", "megarlhf", "rl", f"--config={CONFIGS / 'rl.yaml'}", *settings])
 
 
 def check_export(run: Path) -> None:

@@ -1,1 +1,1 @@
-"""One model on its ranks: forward, train step, checkpoint."""
+"""One model on its ranks: forward passes, optimizer steps, memory, checkpoints."""

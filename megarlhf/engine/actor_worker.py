@@ -13,9 +13,9 @@ from megarlhf.engine.model_worker import ModelWorker
 from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.sync.adapter_sender import AdapterSender
+from megarlhf.sync.fingerprints import Fingerprints
 from megarlhf.sync.link import StreamInfo, serve_store
 from megarlhf.sync.plan import Worker
-from megarlhf.sync.prints import Prints
 from megarlhf.sync.sender import Sender, Sent
 from megarlhf.sync.transports import TRANSPORTS
 from megarlhf.sync.vllm_transport import M2NSender
@@ -30,7 +30,7 @@ class ActorWorker(ModelWorker):
         self._store: Any = None
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The trained model."""
         return config.model
 
@@ -112,11 +112,11 @@ class ActorWorker(ModelWorker):
         self.engine.settle()
         return self._sender.send(engines)
 
-    def stream_prints(self, engines: list[int]) -> dict[Worker, Prints]:
+    def stream_fingerprints(self, engines: list[int]) -> dict[Worker, Fingerprints]:
         """Fingerprints of what `stream` sends from this rank."""
         assert self._sender is not None
         self.engine.settle()
-        return self._sender.prints(engines)
+        return self._sender.fingerprints(engines)
 
     # -- memory -----------------------------------------------------------------------------------
 

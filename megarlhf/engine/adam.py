@@ -5,7 +5,6 @@ count in the parameter group, as FusedAdam does; with torch's AdamW every parame
 tensor after a load and Adam's bias correction is silently wrong.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -77,13 +76,15 @@ def adamw(
         averages: First moments.
         squares: Second moments.
     """
+    # One for all: the kernel only reads it, and made on the device it keeps nobody waiting.
+    step = torch.full((), group["step"], dtype=torch.float32, device=params[0].device)
     torch._fused_adamw_(
         params,
         gradients,
         averages,
         squares,
         [],
-        [torch.tensor(float(group["step"]), device=p.device) for p in params],
+        [step] * len(params),
         lr=group["lr"],
         beta1=group["betas"][0],
         beta2=group["betas"][1],
@@ -94,18 +95,13 @@ def adamw(
     )
 
 
-def have_fused_adam() -> bool:
-    """Whether Transformer Engine or Apex brings its own FusedAdam."""
-    return any(importlib.util.find_spec(name) for name in ("transformer_engine", "apex"))
-
-
 def give_to_megatron() -> None:
     """Let Megatron use `GroupStepAdam` as if it were Apex's, where it has found no FusedAdam."""
-    if have_fused_adam():
-        return
     import megatron.core.optimizer as optimizers
     from megatron.core.optimizer import distrib_optimizer
 
+    if not optimizers.USING_PYTORCH_OPTIMIZER:
+        return
     optimizers.Adam = GroupStepAdam
     optimizers.USING_PYTORCH_OPTIMIZER = False
     distrib_optimizer.Adam = GroupStepAdam

@@ -12,7 +12,7 @@ class CriticWorker(ModelWorker):
     """One rank; see `ModelWorker`."""
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The actor's settings with those of the critic."""
         critic = config.critic
         return replace(

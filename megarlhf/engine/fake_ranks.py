@@ -135,9 +135,10 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megarlhf.engine import host_share, model_engine
     from megarlhf.models import mixture
     from megarlhf.models.lora import attach
+    from megarlhf.parallel import logprobs
 
     return [
-        (model_engine, "load_huggingface", lambda *_: None),
+        (model_engine, "load_pretrained", lambda *_: None),
         (host_share, "free_memory", lambda: 2**62),
         (attach, "set_values", lambda *_, **__: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
@@ -156,7 +157,8 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
             _even_routing(received.skew),
         ),
         (token_dispatcher, "sort_chunks_by_idxs", _halves(token_dispatcher.sort_chunks_by_idxs)),
-        # gloo's makeshifts for uneven parts are not what runs on a GPU.
+        # A CPU's chunks, and gloo's makeshifts for uneven parts, are not what runs on a GPU.
+        (logprobs, "chunk_tokens", lambda _: logprobs.CHUNK_TOKENS),
         (mixture, "_uneven_gather", lambda even: even),
         (mixture, "_uneven_reduce_scatter", lambda even: even),
     ]

@@ -46,12 +46,12 @@ class ModelWorker(ABC):
     def __init__(self, config: RLConfig, rank: int, world: int, threads: int) -> None:
         torch.set_num_threads(threads)
         self.config, self.rank, self.world = config, rank, world
-        self.model = self.describe(config)
+        self.model = self.model_of(config)
         self.topology = Topology.of(self.model.parallel, world)
 
     @staticmethod
     @abstractmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The model in a run's configuration."""
 
     @abstractmethod

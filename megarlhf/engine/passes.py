@@ -9,11 +9,12 @@ import torch.distributed as dist
 from megarlhf.data import packing
 from megarlhf.data.records import MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine.shares import Shares
+from megarlhf.engine.shares import Shares, packs_last
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import context
 from megarlhf.parallel.continued import continued_runs
+from megarlhf.parallel.device import put
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.topology import Topology
 
@@ -49,7 +50,9 @@ class Passes(Shares):
         *,
         share: bool = False,
     ) -> None:
-        super().__init__(topology, micro_batch_tokens, share=share)
+        super().__init__(
+            topology, micro_batch_tokens, share=share, with_last=packs_last(spec, share)
+        )
         self.spec, self.groups = spec, groups
         self.place, self.device = topology.coordinates(rank), device
         self._model = model
@@ -70,7 +73,11 @@ class Passes(Shares):
         """This data-parallel rank's share, packed."""
         return [
             packing.collate(
-                sequences, indices, pad_to_multiple=self.pad_to_multiple, share=self.share
+                sequences,
+                indices,
+                pad_to_multiple=self.pad_to_multiple,
+                share=self.share,
+                with_last=self.with_last,
             )
             for indices in self.shares(sequences, groups)[self.place.dp]
         ]
@@ -173,17 +180,16 @@ class Passes(Shares):
         return logprobs, entropy
 
     def _trained(self, batch: MicroBatch) -> torch.Tensor:
-        return torch.tensor(batch.trained, dtype=torch.int64, device=self.device)
+        return put(torch.tensor(batch.trained, dtype=torch.int64), self.device)
 
     def sum_metrics(
         self, names: tuple[str, ...], outputs: list[dict[str, torch.Tensor]]
     ) -> dict[str, float]:
         """Sums of what the micro-batches of all ranks have measured; the same on every rank."""
-        total = torch.zeros(len(names), dtype=torch.float64)
+        total = torch.zeros(len(names), dtype=torch.float64, device=self.device)
         if self.is_last_stage and self.place.tp == 0:
             for output in outputs:
-                total += torch.stack([output[name].double().cpu() for name in names])
-        total = total.to(self.device)
+                total += torch.stack([output[name].to(self.device).double() for name in names])
         dist.all_reduce(total)
         return dict(zip(names, total.tolist(), strict=True))
 

@@ -12,7 +12,7 @@ class ReferenceWorker(ModelWorker):
     """One rank; see `ModelWorker`."""
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The actor's settings in the reference's layout."""
         return replace(config.model, recompute="none", parallel=config.reference.parallel)
 

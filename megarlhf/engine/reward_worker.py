@@ -13,7 +13,7 @@ class RewardWorker(ModelWorker):
     """One rank of the only one of ``reward.models``; see `ModelWorker`."""
 
     @staticmethod
-    def describe(config: RLConfig) -> ModelConfig:
+    def model_of(config: RLConfig) -> ModelConfig:
         """The actor's settings with the reward model's directory and layout."""
         (path,) = models_by_name(config.reward.models).values()
         return replace(config.model, path=path, recompute="none", parallel=config.reward.parallel)
@@ -23,13 +23,5 @@ class RewardWorker(ModelWorker):
         self.engine = self.new_engine(ModelSpec.read(self.model.path))
 
     def scores(self, token_ids: list[list[int]]) -> dict[int, float]:
-        """See `ModelEngine.scores`; any number of sequences, of which some are run twice.
-
-        The ranks share a number of sequences that their layout divides.
-        """
-        topology = self.topology
-        stride = topology.dp * (topology.pp if topology.vpp > 1 else 1)
-        missing = -len(token_ids) % stride
-        whole = [*token_ids, *[token_ids[-1]] * missing]
-        found = self.engine.scores([TokenSequence(ids, [0.0] * len(ids)) for ids in whole])
-        return {index: score for index, score in found.items() if index < len(token_ids)}
+        """See `ModelEngine.scores`."""
+        return self.engine.scores([TokenSequence(ids, [0.0] * len(ids)) for ids in token_ids])

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from megarlhf.config.schema import ModelConfig, RLConfig
 from megarlhf.data import beginnings, dealing, packing
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
 
 
@@ -18,6 +19,11 @@ def shares_prompts(config: RLConfig, model: ModelConfig, topology: Topology) -> 
     return config.rollout.share_prompts and topology.cp == 1 and not has_router_losses
 
 
+def packs_last(spec: ModelSpec, share: bool) -> bool:
+    """Whether a sequence's last token is run: a language model that shares predicts nothing from it."""
+    return not share or spec.scalar_head is not None
+
+
 class Shares:
     """How batches are dealt; needs no model.
 
@@ -25,10 +31,19 @@ class Shares:
         topology: The layout.
         micro_batch_tokens: Most tokens a packed forward pass holds.
         share: Whether beginnings that sequences have in common, such as prompts, are run once.
+        with_last: Whether the last token of each sequence is run: see `packs_last`.
     """
 
-    def __init__(self, topology: Topology, micro_batch_tokens: int, *, share: bool = False) -> None:
-        self.topology, self.micro_batch_tokens, self.share = topology, micro_batch_tokens, share
+    def __init__(
+        self,
+        topology: Topology,
+        micro_batch_tokens: int,
+        *,
+        share: bool = False,
+        with_last: bool = True,
+    ) -> None:
+        self.topology, self.micro_batch_tokens = topology, micro_batch_tokens
+        self.share, self.with_last = share, with_last
 
     @property
     def pad_to_multiple(self) -> int:
@@ -74,6 +89,7 @@ class Shares:
             max_tokens=self.micro_batch_tokens,
             multiple=math.prod(dealt.values()),
             pad_to_multiple=self.pad_to_multiple,
+            with_last=self.with_last,
         )
         shares = dealing.partition(
             [group.tokens for group in groups], max_tokens=self.micro_batch_tokens, **dealt

@@ -7,7 +7,7 @@ from torch import nn
 
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.parallel import device
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 from megarlhf.parallel.scored_attention import Scoring
 
 device.prepare()
@@ -55,8 +55,11 @@ class PackedAttention(MegatronModule):
     ) -> torch.Tensor:
         """query [T, 1, n, d], key [T, 1, g, d], value [T, 1, g, e] -> [T, 1, n * e]."""
         size = max(key.shape[-1], value.shape[-1])  # the flash kernels know one head size only
+        query, key, value = (heads.flatten(0, -3) for heads in (query, key, value))
+        if packed_seq_params.turn is not None:
+            query, key = packed_seq_params.turn.of(query), packed_seq_params.turn.of(key)
         out = packed_attention(
-            *(_widened(heads.flatten(0, -3), size) for heads in (query, key, value)),
+            *(_widened(heads, size) for heads in (query, key, value)),
             packed_seq_params.lengths,
             scale=self.softmax_scale,
             group=self.group,

@@ -86,7 +86,8 @@ def transformer_config(
         moe_router_load_balancing_type="aux_loss",
         moe_aux_loss_coeff=aux_loss_coef,
         moe_z_loss_coeff=z_loss_coef or None,
-        batch_p2p_comm=torch.cuda.is_available(),  # over gloo it is silently wrong
+        # Not both; and over gloo a batch is silently wrong.
+        batch_p2p_comm=torch.cuda.is_available() and topology.vpp == 1,
         overlap_p2p_comm=topology.vpp > 1,
         attention_dropout=0.0,
         hidden_dropout=0.0,

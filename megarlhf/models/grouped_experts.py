@@ -1,11 +1,10 @@
 """All experts of a rank in two grouped matrix products, on any device that torch has them for."""
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from megarlhf.models.lora.adapter import SUFFIX
-from megarlhf.models.lora.grouped import ALIGNMENT, grouped_adapters
+from megarlhf.models.lora.grouped import ALIGNMENT, grouped_adapters, grouped_product
 from megarlhf.parallel import device
 
 device.prepare()
@@ -44,7 +43,7 @@ class GroupedExperts(SequentialMLP):
         """[T, in] times each expert's own [out, in] -> [T, out]."""
         linears = [_settled(getattr(expert, name)) for expert in self.local_experts]
         stacked = torch.stack([linear.weight for linear in linears])
-        output = F.grouped_mm(tokens, stacked.transpose(1, 2), offs=ends)
+        output = grouped_product(tokens, stacked, ends)
         if not hasattr(self.local_experts[0], name + SUFFIX):
             return output
         adapters = [_settled(getattr(expert, name + SUFFIX)) for expert in self.local_experts]

@@ -33,7 +33,7 @@ def mixture_spec(grouped: bool) -> ModuleSpec:
     Args:
         grouped: Whether a rank's experts are computed together.
     """
-    _prepare_for_cpu()
+    _prepare()
     experts = GroupedExperts if grouped else SequentialMLP
     linears = MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
     return ModuleSpec(
@@ -129,11 +129,13 @@ def forget_last_pass(model: nn.Module) -> None:
             dispatcher.probs = None
 
 
-def _prepare_for_cpu() -> None:
+def _prepare() -> None:
     """Where megatron-core 0.16.1 takes Transformer Engine, CUDA or NCCL for granted."""
+    # Without Transformer Engine the name is not there, and looked up all the same; with it the router's
+    # float32 product would be rounded to TF32. torch's is the same on every device.
+    moe_utils.te_general_gemm = None
     if device.prepare().type != "cpu":
         return
-    moe_utils.te_general_gemm = None  # a name bound to something that is not callable without TE
     token_dispatcher.maybe_move_tensor_to_cpu = _on_host
     # gloo neither gathers nor reduce-scatters parts of different lengths; it exchanges them.
     mappings._gather_along_first_dim = _uneven_gather(_gather)

@@ -1,7 +1,7 @@
 """Rotary position embedding for packed sequences."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ class PackedLayout:
         position_ids: int64 [T], restarting at each sequence.
         max_length: The longest.
         continued: Those that go on from a shared beginning.
+        turn: How far queries and keys are turned, as the model's embedding of positions says; None where
+            the attention does that itself.
         qkv_format: Read by Megatron; None keeps its q, k, v in [T, 1, heads, dim].
     """
 
@@ -26,17 +28,54 @@ class PackedLayout:
     position_ids: torch.Tensor
     max_length: int
     continued: tuple[ContinuedRun, ...] = ()
+    turn: "Turn | None" = None
     qkv_format: None = None
     cp_group: None = None
     local_cp_size: None = None
 
 
+class Turn(NamedTuple):
+    """The angles of a pack's positions.
+
+    Attributes:
+        cosine: fp32 [T, 1, dim]; both halves are the same.
+        sine: Likewise, the first half negative.
+    """
+
+    cosine: torch.Tensor
+    sine: torch.Tensor
+
+    def of(self, heads: torch.Tensor) -> torch.Tensor:
+        """Turn queries or keys [T, n, dim].
+
+        Su et al. 2021, arXiv:2104.09864, in Hugging Face's half-rotated form.
+        """
+        return _Turned.apply(heads, *(part.to(heads.dtype) for part in self))
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, heads, cosine, sine):  # noqa: ANN001, ANN205
+        ctx.save_for_backward(cosine, sine)
+        return _turned(heads, cosine, sine)
+
+    @staticmethod
+    def backward(ctx, grad):  # noqa: ANN001, ANN205
+        cosine, sine = ctx.saved_tensors
+        return _turned(grad, cosine, -sine), None, None
+
+
+def _turned(heads: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    first, second = heads.chunk(2, dim=-1)
+    return torch.cat((second, first), dim=-1).mul_(sine).addcmul_(heads, cosine)
+
+
 class PackedRotaryEmbedding(nn.Module):
-    """Angles for every packed token, looked up once a forward pass.
+    """The angles of every packed token, looked up once a forward pass.
 
     Takes the place of Megatron's module: its forward gets the micro-batch's `PackedLayout` where
-    Megatron's gets a length, so that one elementwise product serves all sequences of the pack.
-    Su et al. 2021, arXiv:2104.09864, in Hugging Face's half-rotated form.
+    Megatron's gets a length, and gives the angles to it, for our attention. Megatron, which would take
+    sine and cosine of them in every layer, is told that there is nothing to turn.
 
     Args:
         inverse_frequencies: fp32 [dim / 2].
@@ -50,14 +89,19 @@ class PackedRotaryEmbedding(nn.Module):
         """Megatron asks for a length; the packed layout says more."""
         return args[4]
 
-    def forward(self, layout: PackedLayout, **_: Any) -> torch.Tensor:
-        """Angles [T, 1, 1, dim] for the packed positions."""
-        half = torch.outer(layout.position_ids.to(torch.float32), self.inverse_frequencies)
-        return torch.cat((half, half), dim=-1)[:, None, None, :]
+    def forward(self, layout: PackedLayout, **_: Any) -> None:
+        """Give the layout its angles."""
+        angles = self.angles(layout)[:, None]
+        cosine, sine = angles.cos(), angles.sin()
+        layout.turn = Turn(torch.cat((cosine, cosine), dim=-1), torch.cat((-sine, sine), dim=-1))
+
+    def angles(self, layout: PackedLayout) -> torch.Tensor:
+        """fp32 [T, dim / 2], of the packed positions."""
+        return torch.outer(layout.position_ids.to(torch.float32), self.inverse_frequencies)
 
 
 class LatentRotaryEmbedding(PackedRotaryEmbedding):
-    """The same for Megatron's latent attention, which has one of its own in every layer.
+    """The same for Megatron's latent attention, which turns by itself, and has one in every layer.
 
     Args:
         inverse_frequencies: fp32 [dim / 2].
@@ -70,7 +114,8 @@ class LatentRotaryEmbedding(PackedRotaryEmbedding):
 
     def forward(self, layout: PackedLayout, **_: Any) -> tuple[torch.Tensor, float]:
         """Angles [T, 1, dim] for the packed positions, and the scale."""
-        return super().forward(layout)[:, 0], self.scale
+        half = self.angles(layout)[:, None]
+        return torch.cat((half, half), dim=-1), self.scale
 
 
 def frequencies(hf_config: dict, head_dim: int) -> tuple[torch.Tensor, float]:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.data.records import MicroBatch
+from megarlhf.parallel.device import put
 
 
 def zigzag_indices(lengths: Sequence[int], rank: int, size: int) -> torch.Tensor:
@@ -117,9 +118,9 @@ def sequence_sums(values: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
         [n], in the order of ``batch.order``.
     """
     owners = torch.repeat_interleave(
-        torch.arange(len(batch.lengths), device=values.device),
-        torch.tensor(batch.lengths, device=values.device),
+        torch.arange(len(batch.lengths)), torch.tensor(batch.lengths), output_size=len(values)
     )
+    owners = put(owners, values.device)
     sums = values.new_zeros(len(batch.lengths)).index_add(0, owners, values)
     return sums if batch.context_group is None else _SumOver.apply(sums, batch.context_group)
 

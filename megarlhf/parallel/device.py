@@ -35,6 +35,13 @@ def backend() -> str:
     return "nccl" if torch.cuda.is_available() else "gloo"
 
 
+def put(tensor: torch.Tensor, where: torch.device) -> torch.Tensor:
+    """A tensor of the host's on a device, which goes on computing meanwhile."""
+    if where.type != "cuda":
+        return tensor.to(where)
+    return tensor.pin_memory().to(where, non_blocking=True)
+
+
 @functools.cache
 def _stand_in_for_cuda() -> None:
     # Megatron's `jit_fuser` is torch.compile, chosen at import; it fails under this device.

@@ -1,5 +1,8 @@
 """One block of attention with its log-sum-exp, by the flash kernel that the device has.
 
+On a GPU that is FlashAttention for 16 bits, which shares key/value heads by itself, and the
+memory-efficient kernel for 32; for 64, where a GPU has none, explicit scores.
+
 Shapes: B blocks, n query heads, g key/value heads (g divides n), Lq and Lk tokens, d head size.
 Never an [Lq, Lk] matrix.
 """
@@ -8,7 +11,10 @@ from typing import NamedTuple
 
 import torch
 
+from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
+
 _ops = torch.ops.aten
+_HALF = (torch.float16, torch.bfloat16)
 
 
 def block_forward(
@@ -26,16 +32,19 @@ def block_forward(
     Returns:
         [B, n, Lq, d] in the query's dtype, and [B, n, Lq] in fp32 (fp64 for fp64).
     """
-    key, value = _expand(key, query), _expand(value, query)
-    if query.device.type == "cpu":
-        return _ops._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, causal, scale=scale
-        )
-    if query.dtype in (torch.float16, torch.bfloat16):
+    on_cpu = query.device.type == "cpu"
+    if query.dtype in _HALF and not on_cpu:
         out, lse, *_ = _ops._scaled_dot_product_flash_attention(
             query, key, value, 0.0, causal, False, scale=scale
         )
         return out, lse
+    if query.dtype == torch.float64 and not on_cpu:
+        return _scored(query, key, causal, scale).forward(query, key, value)
+    key, value = _expand(key, query), _expand(value, query)
+    if on_cpu:
+        return _ops._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, causal, scale=scale
+        )
     out, lse, *_ = _ops._scaled_dot_product_efficient_attention(
         query, key, value, None, True, 0.0, causal, scale=scale
     )
@@ -61,18 +70,20 @@ def block_backward(
     Returns:
         dquery [B, n, Lq, d], dkey and dvalue [B, g, Lk, d].
     """
-    wide_key, wide_value = _expand(key, query), _expand(value, query)
-    arguments = (grad_out, query, wide_key, wide_value, out, lse)
-    if query.device.type == "cpu":
-        grads = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
-            *arguments, 0.0, causal, scale=scale
-        )
-    elif query.dtype in (torch.float16, torch.bfloat16):
-        unused = torch.empty(0, dtype=torch.int64, device=query.device)
-        grads = _ops._scaled_dot_product_flash_attention_backward(
-            *arguments,
-            *(None, None, query.shape[2], key.shape[2], 0.0, causal, unused, unused),
+    on_cpu = query.device.type == "cpu"
+    if query.dtype in _HALF and not on_cpu:
+        unused = torch.empty(2, dtype=torch.uint64, device=query.device)  # of dropout
+        return _ops._scaled_dot_product_flash_attention_backward(
+            *(grad_out, query, key, value, out, lse, None, None),
+            *(query.shape[2], key.shape[2], 0.0, causal, unused, unused),
             scale=scale,
+        )
+    if query.dtype == torch.float64 and not on_cpu:
+        return _scored(query, key, causal, scale).backward(grad_out, query, key, value, out, lse)
+    wide_key, wide_value = _expand(key, query), _expand(value, query)
+    if on_cpu:
+        grads = _ops._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(grad_out, query, wide_key, wide_value, out, lse, 0.0, causal), scale=scale
         )
     else:
         padding = -lse.shape[-1] % 32  # the kernel wants rows aligned
@@ -84,6 +95,13 @@ def block_backward(
             scale=scale,
         )
     return grads[0], _reduce(grads[1], key), _reduce(grads[2], value)
+
+
+def _scored(query: torch.Tensor, key: torch.Tensor, causal: bool, scale: float) -> ScoredBlock:
+    """The same block by explicit scores."""
+    own, others = query.shape[2], key.shape[2]
+    first = 0 if causal else others  # behind all keys: every query sees them
+    return ScoredBlock(Scoring(), scale, torch.arange(first, first + own), torch.arange(others))
 
 
 def _expand(heads: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

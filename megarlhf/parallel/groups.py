@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
-from megarlhf.parallel import device, interface
+from megarlhf.parallel import device, host_memory, interface
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def join_world(rank: int, world: int, address: str, port: int, timeout_s: float 
     """
     if torch.cuda.is_available():  # Ray shows each actor only its own
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+    else:
+        host_memory.keep_freed()
     device.prepare()
     interface.use_route_to(address)
     dist.init_process_group(

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 CHUNK_TOKENS = 1024
+CACHED_ELEMENTS = 2**18  # on a CPU: so many logits stay in its cache from one operator to the next
 
 
 def vocab_parallel_logprobs(
@@ -52,6 +53,29 @@ def _sum_over(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Te
     return tensor
 
 
+def chunk_tokens(logits: torch.Tensor) -> int:
+    """Of how many tokens logits [T, Vp] are read at a time."""
+    if logits.is_cuda:
+        return CHUNK_TOKENS
+    return min(CHUNK_TOKENS, max(1, CACHED_ELEMENTS // max(1, logits.shape[1])))
+
+
+def _chunks(logits: torch.Tensor) -> list[slice]:
+    """Rows to read at a time; none where a rank has no columns."""
+    tokens, columns = logits.shape
+    size = chunk_tokens(logits)
+    return [slice(begin, begin + size) for begin in range(0, tokens if columns else 0, size)]
+
+
+def _scaled(
+    logits: torch.Tensor, rows: slice, dtype: torch.dtype, temperature: float | torch.Tensor
+) -> torch.Tensor:
+    """Some rows, divided by the temperature; not to be written to."""
+    chunk = logits[rows].to(dtype)
+    is_one = not torch.is_tensor(temperature) and temperature == 1
+    return chunk if is_one else chunk / _at(temperature, rows)
+
+
 def _at(temperature: float | torch.Tensor, rows: slice) -> float | torch.Tensor:
     """The temperature of some rows, to divide their logits by."""
     return temperature[rows, None] if torch.is_tensor(temperature) else temperature
@@ -89,9 +113,8 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         column = local.clamp(0, max(valid - 1, 0))
         # rows: sum of exponentials, target's logit, sum of logit * exponential (for the entropy)
         sums = logits.new_zeros((3 if with_entropy else 2, tokens), dtype=dtype)
-        for begin in range(0, tokens if valid else 0, CHUNK_TOKENS):
-            rows = slice(begin, begin + CHUNK_TOKENS)
-            shifted = logits[rows, :valid].to(dtype) / _at(temperature, rows) - peak[rows, None]
+        for rows in _chunks(logits[:, :valid]):
+            shifted = _scaled(logits[:, :valid], rows, dtype, temperature) - peak[rows, None]
             picked = shifted.gather(1, column[rows, None]).squeeze(1)
             sums[1, rows] = torch.where(mine[rows], picked, 0)
             if with_entropy:
@@ -116,10 +139,9 @@ class _VocabParallelLogprobs(torch.autograd.Function):
         grad_logits = torch.empty_like(logits)
         grad_logits[:, ctx.valid :] = 0
         scale = torch.zeros_like(lse) if grad is None else grad / ctx.temperature
-        for begin in range(0, logits.shape[0] if ctx.valid else 0, CHUNK_TOKENS):
-            rows = slice(begin, begin + CHUNK_TOKENS)
-            chunk = logits[rows, : ctx.valid].to(lse.dtype) / _at(ctx.temperature, rows)
-            chunk.sub_(lse[rows, None])  # log p
+        for rows in _chunks(logits[:, : ctx.valid]):
+            scaled = _scaled(logits[:, : ctx.valid], rows, lse.dtype, ctx.temperature)
+            chunk = scaled - lse[rows, None]  # log p
             if grad_entropy is None:
                 chunk.exp_().mul_(-scale[rows, None])
             else:

@@ -1,4 +1,4 @@
-"""Causal attention over packed sequences, on one rank or over a context-parallel ring.
+"""Causal attention over packed sequences that are cut over a context-parallel ring.
 
 Ring attention (Liu et al. 2023, arXiv:2310.01889) with the zig-zag cut of `context`: keys and values
 travel round the ring; every rank merges the blocks it sees by their log-sum-exp (the online softmax of
@@ -8,81 +8,40 @@ Shapes: T packed tokens of this rank, n query heads, g key/value heads, d head s
 """
 
 from collections.abc import Sequence
-from itertools import groupby
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from megarlhf.parallel.context import zigzag_indices
-from megarlhf.parallel.continued import ContinuedRun
 from megarlhf.parallel.flash import FlashBlock
 from megarlhf.parallel.ring import Ring
+from megarlhf.parallel.runs import Run, runs_of
 from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
 
 
-class Run(NamedTuple):
-    """Neighbouring sequences of equal length: tokens [begin, end), ``count`` sequences."""
-
-    begin: int
-    end: int
-    count: int
-
-
-def packed_attention(
+def ring_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     lengths: Sequence[int],
     *,
     scale: float,
-    group: dist.ProcessGroup | None = None,
-    scoring: Scoring | None = None,
-    continued: tuple[ContinuedRun, ...] = (),
+    group: dist.ProcessGroup,
+    scoring: Scoring,
 ) -> torch.Tensor:
-    """Causal attention inside each packed sequence, and to the beginning that it goes on from.
-
-    Args:
-        query: [T, n, d].
-        key: [T, g, d].
-        value: [T, g, d].
-        lengths: This rank's length of each sequence, host integers; even under context parallelism.
-        scale: Of the scores.
-        group: Context-parallel group; None, or of size 1, on one rank.
-        scoring: A soft cap or a window of the scores.
-        continued: Sequences that go on from a shared beginning; on one rank only.
-
-    Returns:
-        [T, n, d].
-    """
-    scoring = scoring or Scoring()
-    return _PackedRingAttention.apply(
-        query, key, value, tuple(lengths), scale, group, scoring, continued
-    )
+    """See `packed_attention`; ``lengths`` are this rank's of every sequence, which are even."""
+    return _RingAttention.apply(query, key, value, tuple(lengths), scale, group, scoring)
 
 
-def runs_of(lengths: Sequence[int]) -> list[Run]:
-    """Group neighbours of equal length, so that each run is one batched kernel call."""
-    runs, begin = [], 0
-    for length, same in groupby(lengths):
-        count = sum(1 for _ in same)
-        runs.append(Run(begin, begin + count * length, count))
-        begin = runs[-1].end
-    return runs
-
-
-class _PackedRingAttention(torch.autograd.Function):
+class _RingAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, query, key, value, lengths, scale, group, scoring, continued):  # noqa: ANN001, ANN205
+    def forward(ctx, query, key, value, lengths, scale, group, scoring):  # noqa: ANN001, ANN205
         runs = runs_of(lengths)
         ring = Ring(group)
         wide = torch.promote_types(query.dtype, torch.float32)
         lse = torch.full(query.shape[:2], float("-inf"), dtype=wide, device=query.device)
-        if ring.size == 1:  # one block a sequence: nothing to merge
-            merge = _assign
-            out = torch.empty_like(query, dtype=wide if continued else query.dtype)
-        else:
-            out, merge = torch.zeros(query.shape, dtype=wide, device=query.device), _merge
+        out = torch.zeros(query.shape, dtype=wide, device=query.device)
         pair = torch.stack((key, value))
         for source in ring.sources():
             incoming = ring.shift(pair)
@@ -91,17 +50,11 @@ class _PackedRingAttention(torch.autograd.Function):
                 kernel = _kernel(block, run, ring, source, scale, scoring)
                 block_out, block_lse = kernel.forward(*block.cut(run, query, *pair))
                 rows = block.query_view(run, out), block.query_view(run, lse[..., None])[..., 0]
-                merge(*rows, block_out, block_lse)
+                _merge(*rows, block_out, block_lse)
             pair = incoming.wait()
-        for part in continued:
-            found = part.kernel(scale, scoring).forward(
-                part.of(query), part.before(key), part.before(value)
-            )
-            _merge(part.of(out), part.of(lse[..., None])[..., 0], *found)
         out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.runs, ctx.scale, ctx.group, ctx.scoring = runs, scale, group, scoring
-        ctx.continued = continued
         return out
 
     @staticmethod
@@ -129,24 +82,11 @@ class _PackedRingAttention(torch.autograd.Function):
             pair = incoming.wait()
             # After the last block this shift brings every gradient home.
             grad_pair = ring.shift(grad_pair, always=True).wait()
-        for part in ctx.continued:
-            dq, *grads = part.kernel(ctx.scale, ctx.scoring).backward(
-                part.of(grad_out).contiguous(),
-                part.of(query),
-                part.before(key),
-                part.before(value),
-                part.of(out).contiguous(),
-                part.of(lse[..., None])[..., 0].contiguous(),
-            )
-            part.of(grad_query).add_(dq)
-            for whole, grad in zip(grad_pair, grads, strict=True):
-                rows = grad.transpose(1, 2).flatten(0, 1).to(whole.dtype)
-                whole.index_add_(0, part.rows.flatten(), rows)
         return (
             grad_query.to(query.dtype),
             grad_pair[0].to(key.dtype),
             grad_pair[1].to(value.dtype),
-            *(None,) * 5,
+            *(None,) * 4,
         )
 
 
@@ -154,12 +94,9 @@ def _kernel(
     block: "_Block", run: Run, ring: Ring, source: int, scale: float, scoring: Scoring
 ) -> FlashBlock | ScoredBlock:
     """What computes a block of a run whose keys come from the rank ``source``."""
-    local = (run.end - run.begin) // run.count
+    local = run.length
     if not scoring.matters(local * ring.size):
         return FlashBlock(block.causal, scale)
-    if ring.size == 1:
-        places = torch.arange(local)
-        return ScoredBlock(scoring, scale, places, places)
 
     def places_of(rank: int, halves: slice) -> torch.Tensor:
         return zigzag_indices([local * ring.size], rank, ring.size).view(2, -1)[halves].flatten()
@@ -218,11 +155,3 @@ def _merge(
     total = torch.logaddexp(lse, block_lse)
     out.mul_((lse - total).exp()[..., None]).add_(block_out * (block_lse - total).exp()[..., None])
     lse.copy_(total)
-
-
-def _assign(
-    out: torch.Tensor, lse: torch.Tensor, block_out: torch.Tensor, block_lse: torch.Tensor
-) -> None:
-    """The only block is the result."""
-    out.copy_(block_out)
-    lse.copy_(block_lse)

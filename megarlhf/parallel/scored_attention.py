@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from megarlhf.parallel.device import put
+
 ROWS = 256  # queries whose scores are in memory at once
 
 
@@ -37,7 +39,8 @@ class ScoredBlock:
     Attributes:
         scoring: Cap and window.
         scale: Of the scores.
-        queries: int64 [Lq] on the host, rising: each query's place in its sequence.
+        queries: int64 [Lq] on the host: each query's place in its sequence; [B, 1, 1, Lq] where blocks
+            differ.
         keys: int64 [Lk], the same of the keys.
     """
 
@@ -93,14 +96,15 @@ class ScoredBlock:
 
     def _parts(self) -> Iterator[tuple[slice, slice]]:
         """Some queries, and the keys from the first to the last that any of them sees."""
-        for begin in range(0, len(self.queries), ROWS):
-            places = self.queries[begin : begin + ROWS]
-            seen = self.keys <= places[-1]
+        for begin in range(0, self.queries.shape[-1], ROWS):
+            places = self.queries[..., begin : begin + ROWS]
+            seen = self.keys <= places.max()
             if self.scoring.window is not None:
-                seen &= self.keys > places[0] - self.scoring.window
+                seen &= self.keys > places.min() - self.scoring.window
             found = seen.nonzero()
             if len(found):
-                yield slice(begin, begin + len(places)), slice(int(found[0]), int(found[-1]) + 1)
+                rows = slice(begin, begin + places.shape[-1])
+                yield rows, slice(int(found[0]), int(found[-1]) + 1)
 
     def _scores(
         self, query: torch.Tensor, key: torch.Tensor, rows: slice, seen: slice
@@ -112,11 +116,11 @@ class ScoredBlock:
         if self.scoring.cap is not None:
             bent = (scores / self.scoring.cap).tanh()
             scores, slope = bent * self.scoring.cap, 1 - bent.square()
-        behind = self.queries[rows, None] - self.keys[seen]
+        behind = self.queries[..., rows, None] - self.keys[seen]
         hidden = behind < 0
         if self.scoring.window is not None:
             hidden |= behind >= self.scoring.window
-        return scores.masked_fill(hidden.to(scores.device), float("-inf")), slope
+        return scores.masked_fill(put(hidden, scores.device), float("-inf")), slope
 
     @staticmethod
     def _grouped(*heads: torch.Tensor) -> Iterator[torch.Tensor]:

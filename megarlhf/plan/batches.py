@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from megarlhf.data.beginnings import pieces_of
 from megarlhf.data.packing import padded_length
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.engine.shares import Shares
+from megarlhf.engine.shares import Shares, packs_last
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.roles import TRAIN, Role, Work
 
@@ -46,12 +46,15 @@ def dealt(role: Role, phase: str, lengths: tuple[int, int] | None = None) -> Dea
         work = replace(work, tokens=sum(lengths), trained=trained)
     # Layouts that differ in the rest deal alike: a search asks for many of them.
     topology = replace(role.topology, ep=1, chunk_layers=None)
-    return _dealt(work, topology, role.micro_batch_tokens, role.share, phase == TRAIN)
+    last = packs_last(role.spec, role.share)
+    return _dealt(work, topology, role.micro_batch_tokens, role.share, last, phase == TRAIN)
 
 
 @functools.lru_cache(maxsize=4096)
-def _dealt(work: Work, topology: Topology, most: int, share: bool, trains: bool) -> Dealt:
-    deal = Shares(topology, most, share=share)
+def _dealt(
+    work: Work, topology: Topology, most: int, share: bool, last: bool, trains: bool
+) -> Dealt:
+    deal = Shares(topology, most, share=share, with_last=last)
     sequences, groups = step_of(work)
     if trains and share:
         # Rows of ``ptx``, counted as sequences of the rollout's length, may make their number odd.
@@ -62,7 +65,7 @@ def _dealt(work: Work, topology: Topology, most: int, share: bool, trains: bool)
         of_ranks = deal.shares(sequences, groups)
 
     def size(pack: Sequence[int]) -> int:
-        pieces = pieces_of(sequences, pack, share=share)
+        pieces = pieces_of(sequences, pack, share=share, with_last=last)
         return sum(padded_length(p.end - p.begin, deal.pad_to_multiple) for p in pieces)
 
     totals = [sum(map(size, packs)) for packs in of_ranks]

@@ -46,9 +46,9 @@ def engine_place(
 def with_engines(places: list[Place], engines: Place, calibration: Calibration) -> None:
     """Engines on the trainer's GPUs: each has them while the other's memory is away.
 
-    As `cluster.turns.Colocated` does it: for an update the engine's weights come back when all of the
-    trainer but the actor's weights is away, its KV cache when these are away, too. An engine that
-    sleeps keeps its context.
+    As `cluster.device_turns.Colocated` does it: for an update the engine's weights come back when all
+    of the trainer but the actor's weights is away, its KV cache when these are away, too. An engine
+    that sleeps keeps its context.
     """
     engine = engines.phases[GENERATE]
     asleep = int((calibration.context_gib + calibration.communication_gib) * GIB)

@@ -5,21 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from megarlhf.config import loader, schema
+from megarlhf.config import loader
 from megarlhf.config.layout_checks import check_parallel
-from megarlhf.config.schema import OfflineConfig, RLConfig
+from megarlhf.config.schema import KDConfig, OfflineConfig, RLConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.plan.hardware import GIB, Calibration, Gpu, gpu
+from megarlhf.trainer.methods import METHODS
 
-OFFLINE = {
-    "sft": schema.SFTConfig,
-    "rm": schema.RMConfig,
-    "prm": schema.PRMConfig,
-    "dpo": schema.DPOConfig,
-    "kto": schema.KTOConfig,
-    "kd": schema.KDConfig,
-}
+OFFLINE = {method.name: config for config, method in METHODS.items()}
 KNOWN_MODELS = Path(__file__).parents[2] / "configs" / "models"  # config.json of public models
 
 
@@ -147,7 +141,7 @@ def _check_layout(subject: Subject) -> None:
     if isinstance(config, RLConfig):
         ranks, name = config.cluster.actor_ranks, "cluster.actor_ranks"
     check_parallel(config.model.parallel, spec.hf_config, ranks, name)
-    if isinstance(config, schema.KDConfig):
+    if isinstance(config, KDConfig):
         teacher = ModelSpec.read(subject.shape_of(config.teacher.path))
         layout = config.teacher.parallel
         check_parallel(layout, teacher.hf_config, ranks, name, "teacher.parallel")

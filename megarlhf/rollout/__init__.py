@@ -1,1 +1,1 @@
-"""vLLM engines, sampling."""
+"""One vLLM engine: settings, sampling, and updates of its weights while requests run."""

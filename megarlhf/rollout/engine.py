@@ -11,7 +11,13 @@ from megarlhf.data.records import Prompt, Sample
 from megarlhf.models.spec import ModelSpec
 from megarlhf.rollout.cpu_kernels import latent_settings
 from megarlhf.rollout.generation import Generation
-from megarlhf.rollout.settings import EngineSettings, Sampling, prefill_settings, stop_token_ids
+from megarlhf.rollout.settings import (
+    EngineSettings,
+    Sampling,
+    gpu_settings,
+    prefill_settings,
+    stop_token_ids,
+)
 from megarlhf.sync.engine_layout import untouched_parameters
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.vllm_transport import Notes
@@ -55,13 +61,16 @@ class VllmEngine:
             disable_log_stats=True,
             use_tqdm_on_load=False,
             **prefill_settings(settings.max_length),
+            **gpu_settings(settings),
             **latent_settings(spec),
         )
         self._llm.update_weight_version("0")
         # What is not trained does not come again either.
         untouched = untouched_parameters(spec)
         self._sleeps_with_weights = settings.sleeps_with_weights or bool(untouched)
-        self._generation = Generation(self._llm.llm_engine, settings.during_generation)
+        self._generation = Generation(
+            self._llm.llm_engine, settings.during_generation, _settle_device
+        )
         self._notes: Notes | None = None
 
     def ready(self) -> None:
@@ -190,10 +199,10 @@ class VllmEngine:
         """Of the weights that it samples from."""
         return int(self._llm.get_weight_version())
 
-    def stream_prints(self) -> list[Any]:
-        """Fingerprints of what every worker computes with: `Receiver.prints`."""
+    def stream_fingerprints(self) -> list[Any]:
+        """Fingerprints of what every worker computes with: `Receiver.fingerprints`."""
         with self._generation.paused():
-            return self._llm.collective_rpc("stream_prints")
+            return self._llm.collective_rpc("stream_fingerprints")
 
     # -- memory -----------------------------------------------------------------------------------
 
@@ -207,6 +216,11 @@ class VllmEngine:
     def wake(self, part: str) -> None:
         """Have memory again for ``weights``, to be streamed then, or for the ``kv_cache``."""
         self._llm.wake_up(tags=[part])
+
+
+def _settle_device() -> None:
+    if torch.cuda.is_initialized():  # by a rank in this process; others have one thread each
+        torch.cuda.synchronize()
 
 
 def _tokens_of(prompt: Prompt) -> dict[str, list[int]]:

@@ -1,7 +1,7 @@
 """Requests running through an engine, step by step, and updates that fall between two steps."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -19,10 +19,17 @@ class Generation:
     Args:
         engine: vLLM's, its scheduler in this process.
         mode: One of the three.
+        settle: Waits for all that this process has begun on its device.
     """
 
-    def __init__(self, engine: Any, mode: Literal["wait", "abort", "keep"]) -> None:
-        self._engine, self._mode = engine, mode
+    def __init__(
+        self,
+        engine: Any,
+        mode: Literal["wait", "abort", "keep"],
+        settle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._engine, self._mode, self._settle = engine, mode, settle
+        self._thread = threading.get_ident()  # whose work the device may still be at
         self._state = threading.Condition()  # held while the engine computes, or is changed
         self._counter = (
             threading.Lock()
@@ -89,6 +96,7 @@ class Generation:
                     self._state.wait_for(self._at_rest)
                 elif self._mode == "abort":
                     self._engine.abort_request(list(self._open))
+                self._take_over()
                 yield
                 # Keys and values of the old weights must not answer.
                 self._engine.reset_prefix_cache(reset_running_requests=bool(self._open))
@@ -135,7 +143,14 @@ class Generation:
             name = self._renamed.pop(name)
         return name
 
+    def _take_over(self) -> None:
+        """On a GPU vLLM gives each thread a stream of its own, which does not wait for another's."""
+        if self._thread != threading.get_ident():
+            self._settle()
+            self._thread = threading.get_ident()
+
     def _step(self) -> None:
+        self._take_over()
         for output in self._engine.step():
             if output.finished and output.request_id in self._open:
                 del self._open[output.request_id]

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import torch
 
+from megarlhf.parallel import host_memory
+
 PLAIN_WEIGHTS = "MEGARLHF_PLAIN_WEIGHTS"  # as in sync/receiver.py, which imports vLLM
 
 
@@ -76,6 +78,20 @@ def prefill_settings(max_length: int) -> dict[str, Any]:
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(2048, max_length)}
 
 
+def gpu_settings(settings: EngineSettings) -> dict[str, Any]:
+    """What an engine on GPUs is told beside the rest. As read in vllm 0.32.0."""
+    if not torch.cuda.is_available():
+        return {}
+    # A step that is under way when another thread goes on, or new weights come, would be disturbed.
+    found: dict[str, Any] = {"async_scheduling": False}
+    if settings.tensor_parallel > 1:
+        # Within a placement group of Ray's vLLM would ask Ray for its ranks' GPUs, which we hold.
+        found["distributed_executor_backend"] = "mp"
+        # Its own all-reduce opens memory by handles that memory which can sleep does not have.
+        found["disable_custom_all_reduce"] = settings.can_sleep
+    return found
+
+
 def engine_environment(kv_cache_gib: int, *, on_gpu: bool, packed: bool = True) -> dict[str, str]:
     """Environment variables a process needs before vLLM is imported in it.
 
@@ -86,10 +102,11 @@ def engine_environment(kv_cache_gib: int, *, on_gpu: bool, packed: bool = True) 
     """
     # The scheduler runs in the engine's process: an update falls between two of its steps.
     in_process = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    if on_gpu:
-        return in_process
+    if on_gpu:  # a process that has asked for GPUs cannot fork ranks that use them
+        return {**in_process, "VLLM_WORKER_MULTIPROC_METHOD": "spawn"}
     return {
         **in_process,
+        **host_memory.ENVIRONMENT,
         "VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib),
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "TORCHDYNAMO_DISABLE": "1",

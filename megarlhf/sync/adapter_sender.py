@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import nn
 
 from megarlhf.models.lora.quantized import WithPacked
+from megarlhf.sync.fingerprints import Fingerprints
 from megarlhf.sync.plan import Worker
-from megarlhf.sync.prints import Prints
 from megarlhf.sync.sender import Sender, Sent
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class AdapterSender:
             sent[number] = Sent(before + one.nbytes, one.error)
         return sent
 
-    def prints(self, engines: Sequence[int]) -> dict[Worker, Prints]:
-        """Of the base and of the adapters: see `Sender.prints`."""
-        found = self._base.prints(engines)
-        for worker, prints in self._adapters.prints(engines).items():
+    def fingerprints(self, engines: Sequence[int]) -> dict[Worker, Fingerprints]:
+        """Of the base and of the adapters: see `Sender.fingerprints`."""
+        found = self._base.fingerprints(engines)
+        for worker, prints in self._adapters.fingerprints(engines).items():
             found.setdefault(worker, {}).update(prints)
         return found

@@ -15,9 +15,9 @@ from megarlhf.errors import UserError
 from megarlhf.models.lora.adapter import AdapterSpec
 from megarlhf.sync.adapter_layout import AdaptedPart, adapted_parts
 from megarlhf.sync.engine_layout import EngineParameter
+from megarlhf.sync.fingerprints import Fingerprints, fingerprints_of
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import StreamInfo
-from megarlhf.sync.prints import Prints, prints_of
 from megarlhf.sync.transports import open_inlet
 
 
@@ -76,12 +76,12 @@ class EngineAdapters:
         """Receive one update and merge it."""
         self._inlet.begin()
         for bucket in self._plan:
-            self._inlet.receive(bucket, bucket.messages[self._place])  # into the buffers
+            self._buffers.take(self._inlet.receive(bucket, bucket.messages[self._place]))
             self._inlet.done(bucket)
         for names in self._modules.values():
             self._landing.finish({name: self._merged(name) for name in names})
 
-    def prints(self) -> Prints:
+    def fingerprints(self) -> Fingerprints:
         """Of the adapters, once the engine was seen to compute with base and adapters.
 
         Raises:
@@ -105,7 +105,7 @@ class EngineAdapters:
         values = (
             self._buffers.live(move.engine_parameter).data[move.target.slices] for move in moves
         )
-        return prints_of(moves, values, self._dtype)
+        return fingerprints_of(moves, values, self._dtype)
 
     def _merged(self, name: str) -> torch.Tensor:
         """A parameter's values with the adapters, in the engine's dtype, in fresh memory."""
@@ -138,8 +138,14 @@ class _Buffers:
         """See `Landing.live`."""
         return self._tensors[name]
 
+    def take(self, values: Mapping[str, torch.Tensor]) -> None:
+        """Copy what was not received into its place."""
+        for name, value in values.items():
+            if self._tensors[name].data_ptr() != value.data_ptr():
+                self._tensors[name].data.copy_(value)
+
     def is_direct(self, name: str, dtype: torch.dtype) -> bool:
-        """All is written in place."""
+        """All is written in place, where the transport can."""
         return True
 
     def shape(self, name: str) -> tuple[int, ...]:

@@ -1,7 +1,6 @@
 """Tensors in GPU memory that processes of one machine share, by CUDA's handles to it.
 
-Nothing moves: the live parameters themselves are opened to the trainer. For two processes that share a
-GPU, or two GPUs that reach each other's memory.
+For two processes that share a GPU, or two GPUs that reach each other's memory.
 """
 
 import base64
@@ -14,8 +13,12 @@ import torch
 class CudaIpc:
     """See `mapped.Memory`."""
 
+    # An engine that can sleep has its weights in memory of vLLM's own allocator. That has no handles of
+    # this kind, and other memory behind it after each sleep.
+    in_place = False
+
     def publish(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
-        """Make handles."""
+        """Make handles; of memory that torch has allocated as usual."""
         described = {}
         for name, tensor in tensors.items():
             handle = tensor.data.untyped_storage()._share_cuda_()
@@ -31,8 +34,9 @@ class CudaIpc:
         """Open handles."""
         found = {}
         for name, said in description.items():
-            handle = [_decode(part) for part in said["handle"]]
-            storage = torch.UntypedStorage._new_shared_cuda(*handle)
+            _, *handle = (_decode(part) for part in said["handle"])
+            # The first is the GPU's number in the other process, which sees others than this one.
+            storage = torch.UntypedStorage._new_shared_cuda(torch.cuda.current_device(), *handle)
             values = torch.empty(0, dtype=getattr(torch, said["dtype"]), device=storage.device)
             found[name] = values.set_(storage, said["offset"], torch.Size(said["shape"]))
         return found

@@ -59,23 +59,12 @@ class EngineQueryKeyValue(Operation):
         return tp_rank * parts // tp * rows, rows
 
 
-class EngineVocabulary(Operation):
+class EngineVocabulary(Vocabulary):
     """Embedding or output rows, padded to a multiple of 64, then cut."""
-
-    partition_dim = 0
 
     def local_shape(self, shapes: Sequence[Shape], tp: int) -> Shape:
         padded = -(-shapes[0][0] // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
         return (padded // tp, *shapes[0][1:])
-
-    def pieces(self, shapes: Sequence[Shape], tp_rank: int, tp: int) -> list[Piece]:
-        rows = self.local_shape(shapes, tp)[0]
-        start = min(tp_rank * rows, shapes[0][0])
-        stop = min(start + rows, shapes[0][0])
-        if start == stop:
-            return []  # this rank holds only padding
-        whole = Rect.whole(shapes[0])
-        return [Piece(0, whole.along(0, start, stop), whole.along(0, 0, stop - start))]
 
 
 def _same(operation: Operation) -> Operation:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 
 from megarlhf.sync.link import Link
-from megarlhf.sync.transfers import Transfer, in_one_piece, numel, split
+from megarlhf.sync.transfers import Transfer, buffer, in_one_piece, numel, split
 
 BUFFERS = 2  # for what cannot be received into its place
 
@@ -32,7 +32,6 @@ class Incoming:
         schedule: Every transfer of an update, with the number of its bucket.
         places: Where the rows of a transfer go.
         dtype: Of the elements.
-        device: Of the buffers.
     """
 
     def __init__(
@@ -42,10 +41,10 @@ class Incoming:
         schedule: list[tuple[int, Transfer]],
         places: Callable[[int, Transfer], list[torch.Tensor]],
         dtype: torch.dtype,
-        device: torch.device,
     ) -> None:
         self._link, self._sender, self._schedule, self._places = link, sender, schedule, places
-        self._buffers = [torch.empty(0, dtype=dtype, device=device)] * BUFFERS
+        self._dtype = dtype
+        self._buffers = [torch.empty(0, dtype=dtype)] * BUFFERS
         self.begin()
 
     def begin(self) -> None:
@@ -69,19 +68,19 @@ class Incoming:
         while self._coming is not None and self._coming <= last:
             index, transfer = self._schedule[self._next]
             places = self._places(index, transfer)
-            message, buffer = in_one_piece(places, self._buffers[0].dtype), None
+            message, number = in_one_piece(places, self._dtype, self._link.device), None
             if message is None:
                 if not self._free:
                     return
-                buffer = self._free.pop()
-                message = self._message(buffer, numel(transfer))
+                number = self._free.pop()
+                message = self._message(number, numel(transfer))
             work = self._link.receive(message, self._sender)
-            self._expected.append(Expected(index, transfer, places, message, buffer, work))
+            self._expected.append(Expected(index, transfer, places, message, number, work))
             self._next += 1
 
     def _message(self, number: int, size: int) -> torch.Tensor:
         if self._buffers[number].numel() < size:
-            self._buffers[number] = self._buffers[number].new_empty(size)
+            self._buffers[number] = buffer(size, self._dtype, self._link.device)
         return self._buffers[number][:size]
 
     def take(self) -> None:

@@ -1,6 +1,7 @@
 """What both ends of a stream must agree on, and the process group between them."""
 
 import datetime
+import os
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -119,8 +120,9 @@ class Link:
             store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
         scoped = dist.PrefixStore(info.name, store)
         size = info.trainer_topology.world + info.engine_topology.tp
+        self.device = device
         if device.type == "cuda":
-            self._groups: list[Any] = [dist.ProcessGroupNCCL(scoped, rank, size, timeout)]
+            self._groups: list[Any] = [_nccl(scoped, rank, size, timeout)]
         else:
             interface.use_route_to(info.host)
             self._groups = [
@@ -156,6 +158,23 @@ class Link:
         """The process group of the next message; both ends count alike."""
         count[peer] += 1
         return self._groups[count[peer] % len(self._groups)]
+
+
+def _nccl(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) -> Any:
+    """A group whose works, waited for, block and raise in time.
+
+    Without the variable, which torch reads here, a watchdog would end this process with a lost engine.
+    """
+    name = "TORCH_NCCL_BLOCKING_WAIT"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        return dist.ProcessGroupNCCL(store, rank, size, timeout)
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def serve_store(host: str, timeout_s: float) -> dist.TCPStore:

@@ -1,8 +1,8 @@
 """Weights written straight into an engine's memory: the trainer's ranks map it (one node only).
 
 One copy, from the trainer's parameter to its place in the engine. What the engine keeps in a layout of
-its own is written into one of two slots, which take turns. Who may write what when is said by messages
-of one byte.
+its own, or in memory that cannot be shared, is written into one of two slots, which take turns. Who may
+write what when is said by messages of one byte.
 """
 
 import json
@@ -21,7 +21,13 @@ from megarlhf.sync.slots import SLOTS, Targets, places_of, view
 
 
 class Memory(Protocol):
-    """How tensors are shared between processes of one node."""
+    """How tensors are shared between processes of one node.
+
+    Attributes:
+        in_place: Whether an engine's live parameters can be; otherwise only fresh memory can.
+    """
+
+    in_place: bool
 
     def publish(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
         """Make memory of this process open to others; the tensors' ``data`` are in it then.
@@ -136,11 +142,10 @@ class MappedInlet:
         plan: list[Bucket],
         worker: tuple[int, int],
     ) -> None:
-        self._signals = Signals(link)
+        self._signals, self._memory = Signals(link), memory
         self._senders = sorted({s for bucket in plan for s in bucket.messages[worker]})
-        self._targets = Targets(plan, landing, dtype)
-        if self._targets.padded:
-            raise ValueError(f"{self._targets.padded}: padding of what is packed is not cleared")
+        self._targets = Targets(plan, landing, dtype, in_place=memory.in_place)
+        self._staged = [bucket for bucket in plan if self._targets.uses_slot(bucket)]
         live = {name: landing.live(name) for name in self._targets.live}
         slots = self._targets.new_slots(device)
         self._tensors, description = memory.publish({**live, **slots})
@@ -152,7 +157,8 @@ class MappedInlet:
     def begin(self) -> None:
         """Let the trainer write."""
         self._signals.flush()
-        self._signals.give(self._senders)
+        self._turn = 0  # of the slots: which of the staged buckets is next
+        self._make_room(self._staged[:SLOTS])
 
     def receive(self, bucket: Bucket, messages: dict[int, list[Move]]) -> dict[str, torch.Tensor]:
         """The bucket's parameters, when every sender has written its part."""
@@ -162,4 +168,12 @@ class MappedInlet:
     def done(self, bucket: Bucket) -> None:
         """The bucket's slot may be written again."""
         if self._targets.uses_slot(bucket):
-            self._signals.give(self._senders)
+            self._turn += 1
+            self._make_room(self._staged[self._turn + SLOTS - 1 :][:1])
+
+    def _make_room(self, coming: list[Bucket]) -> None:
+        """What was in the slots has been taken: buckets that come next may be written there."""
+        for bucket in coming:
+            self._targets.clear(self._targets.of(bucket, self._tensors))
+        self._memory.settle()
+        self._signals.give(self._senders)

@@ -16,7 +16,7 @@ from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import Link
 from megarlhf.sync.plan import Bucket, Move
 from megarlhf.sync.slots import Targets
-from megarlhf.sync.transfers import Transfer, in_one_piece, numel, split, transfers_of
+from megarlhf.sync.transfers import Transfer, buffer, in_one_piece, numel, split, transfers_of
 
 Read = Callable[[Move], torch.Tensor]  # a sender's values of a move, in whatever dtype
 BUFFERS = 2  # what is packed is sent from these
@@ -49,7 +49,7 @@ class MessageOutlet:
         nbytes = 0
         for transfer in transfers_of(moves, self._most):
             parts = [rows.of(read(rows.move)) for rows in transfer]
-            message = in_one_piece(parts, self._dtype)
+            message = in_one_piece(parts, self._dtype, self._link.device)
             packed = message is None
             if packed:
                 message = self._pack(transfer, parts)
@@ -73,8 +73,7 @@ class MessageOutlet:
             self._using = [None if work is used else used for used in self._using]
         size = numel(transfer)
         if self._buffers[self._turn].numel() < size:
-            device = parts[0].device
-            self._buffers[self._turn] = torch.empty(size, dtype=self._dtype, device=device)
+            self._buffers[self._turn] = buffer(size, self._dtype, self._link.device)
         message = self._buffers[self._turn][:size]
         for part, place in zip(parts, split(message, transfer), strict=True):
             place.view(part.shape).copy_(part)
@@ -88,7 +87,7 @@ class MessageInlet:
         link: To the trainer.
         landing: The worker's parameters.
         dtype: Of the elements on the wire.
-        device: Where messages live.
+        device: Of the parameters.
         plan: The buckets.
         worker: This worker, with the number of its engine.
         transfer_bytes: Of a transfer, at most.
@@ -115,7 +114,7 @@ class MessageInlet:
                 cut = transfers_of(moves, most)
                 schedules.setdefault(sender, []).extend((index, transfer) for transfer in cut)
         self._senders = {
-            sender: Incoming(link, sender, schedule, self._places, dtype, device)
+            sender: Incoming(link, sender, schedule, self._places, dtype)
             for sender, schedule in schedules.items()
         }
 
@@ -153,6 +152,5 @@ class MessageInlet:
     def _targets_of(self, index: int) -> dict[str, torch.Tensor]:
         if index not in self._open:
             self._open[index] = self._targets.of(self._plan[index], self._slots)
-            for name in self._targets.padded & self._open[index].keys():
-                self._open[index][name].zero_()  # who had the slot before left something there
+            self._targets.clear(self._open[index])
         return self._open[index]

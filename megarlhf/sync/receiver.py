@@ -21,9 +21,9 @@ from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from megarlhf.models.spec import ModelSpec
 from megarlhf.sync.adapters import EngineAdapters
 from megarlhf.sync.engine_layout import engine_parameters, untouched_parameters
+from megarlhf.sync.fingerprints import Fingerprints, compare, fingerprints_of
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.link import StreamInfo
-from megarlhf.sync.prints import Prints, compare, prints_of
 from megarlhf.sync.transports import open_inlet
 
 BACKEND = "megarlhf"
@@ -90,25 +90,25 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
         """Nothing: see `start_weight_update`."""
 
     @torch.no_grad()
-    def prints(self) -> Prints:
+    def fingerprints(self) -> Fingerprints:
         """Of what this worker computes with.
 
         Raises:
             UserError: A parameter is kept in two forms, which do not agree.
         """
-        found: Prints = {}
+        found: Fingerprints = {}
         for bucket in self._plan:
             moves = [m for part in bucket.messages[self._worker].values() for m in part]
             for name in bucket.names:
                 mine = [move for move in moves if move.engine_parameter == name]
                 for values in self._readings(name):
                     parts = (values[move.target.slices] for move in mine)
-                    prints = prints_of(mine, parts, self._info.wire_dtype)
+                    prints = fingerprints_of(mine, parts, self._info.wire_dtype)
                     if mine and (mine[0].engine_parameter, mine[0].target) in found:
                         before = {key: found[key] for key in prints}
                         compare(before, prints, f"the packed form in engine {self._worker[0]}")
                     found |= prints
-        return found | (self._adapters.prints() if self._adapters is not None else {})
+        return found | (self._adapters.fingerprints() if self._adapters is not None else {})
 
     def _readings(self, name: str) -> Iterator[torch.Tensor]:
         """What was streamed: the engine computes with it or, of adapted weights, keeps it as base."""
@@ -125,9 +125,9 @@ class Receiver(WeightTransferEngine[InitInfo, UpdateInfo]):
 class WorkerExtension:
     """Named in ``worker_extension_cls``: every worker imports this module and has these methods."""
 
-    def stream_prints(self) -> Prints:
-        """See `Receiver.prints`."""
-        return self.weight_transfer_engine.prints()
+    def stream_fingerprints(self) -> Fingerprints:
+        """See `Receiver.fingerprints`."""
+        return self.weight_transfer_engine.fingerprints()
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, Receiver)

@@ -9,9 +9,9 @@ import torch.distributed as dist
 from torch import nn
 
 from megarlhf.models.spec import ModelSpec
+from megarlhf.sync.fingerprints import Fingerprints, fingerprints_of
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.plan import Bucket, Move, Worker
-from megarlhf.sync.prints import Prints, prints_of
 from megarlhf.sync.transports import Outlet, open_outlet
 
 
@@ -87,16 +87,16 @@ class Sender:
         return self._parameters[move.chunk][move.parameter].detach()[move.source.slices]
 
     @torch.no_grad()
-    def prints(self, engines: Sequence[int]) -> dict[Worker, Prints]:
+    def fingerprints(self, engines: Sequence[int]) -> dict[Worker, Fingerprints]:
         """Of what this rank gives to each worker of some engines."""
         assert self._plan is not None
-        found: dict[Worker, Prints] = {}
+        found: dict[Worker, Fingerprints] = {}
         for bucket in self._plan:
             for worker, messages in bucket.messages.items():
                 if worker[0] in engines and self._rank in messages:
                     moves = messages[self._rank]
                     values = (self.read(move) for move in moves)
-                    found.setdefault(worker, {}).update(prints_of(moves, values, self._dtype))
+                    found.setdefault(worker, {}).update(fingerprints_of(moves, values, self._dtype))
         return found
 
 

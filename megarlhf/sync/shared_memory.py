@@ -23,6 +23,8 @@ ALIGNMENT = 64  # bytes
 class SharedMemory:
     """See `mapped.Memory`; tensors move into the file."""
 
+    in_place = True
+
     def publish(self, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], Any]:
         """Move tensors into a new file, one after the other: there are never two copies of all.
 

@@ -69,6 +69,7 @@ class Targets:
         plan: The buckets.
         landing: The worker's parameters.
         dtype: Of the elements that are sent.
+        in_place: Whether live memory can be written at all.
 
     Attributes:
         live: Names of the parameters that are written in place.
@@ -76,10 +77,12 @@ class Targets:
         padded: Those of them of which some elements come from nowhere.
     """
 
-    def __init__(self, plan: list[Bucket], landing: Landing, dtype: torch.dtype) -> None:
+    def __init__(
+        self, plan: list[Bucket], landing: Landing, dtype: torch.dtype, *, in_place: bool = True
+    ) -> None:
         names = [name for bucket in plan for name in bucket.names]
         self._landing, self._dtype = landing, dtype
-        self.live = [name for name in names if landing.is_direct(name, dtype)]
+        self.live = [name for name in names if in_place and landing.is_direct(name, dtype)]
         self.staged = {name: landing.shape(name) for name in names if name not in set(self.live)}
         self.padded = {name for name in self.staged if landing.has_padding(name)}
         sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in self.staged.items()}
@@ -107,3 +110,8 @@ class Targets:
             else:
                 found[name] = self._landing.live(name).data
         return found
+
+    def clear(self, parameters: Mapping[str, torch.Tensor]) -> None:
+        """Zero those that have padding: who had the slot before left something there."""
+        for name in self.padded & parameters.keys():
+            parameters[name].zero_()

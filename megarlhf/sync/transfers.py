@@ -68,12 +68,21 @@ def numel(transfer: Transfer) -> int:
     return sum(rows.numel for rows in transfer)
 
 
-def in_one_piece(parts: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor | None:
-    """The memory [n] of a transfer's parts, if it is one piece of that dtype."""
+def in_one_piece(
+    parts: Sequence[torch.Tensor], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor | None:
+    """The memory [n] of a transfer's parts, if it is one piece of that dtype on such a device."""
     (first, *others) = parts
-    if others or first.dtype != dtype or not first.is_contiguous():
+    is_as_sent = first.dtype == dtype and first.device.type == device.type
+    if others or not is_as_sent or not first.is_contiguous():
         return None
     return first.view(-1)
+
+
+def buffer(size: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Memory [n] of a link's device; on the host, where there is a GPU, that it copies by itself."""
+    pinned = device.type == "cpu" and torch.cuda.is_available()
+    return torch.empty(size, dtype=dtype, device=device, pin_memory=pinned)
 
 
 def split(message: torch.Tensor, transfer: Transfer) -> Sequence[torch.Tensor]:

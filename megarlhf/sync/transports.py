@@ -1,7 +1,7 @@
 """The ways that weights take from the trainer's ranks into an engine, and which one is taken.
 
 A transport has two ends with three verbs each: `Outlet` on every rank of the trainer, `Inlet` in every
-worker of an engine. A new one is a row in `TRANSPORTS`.
+worker of an engine. Adding one: docs/contributing.md.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ class Transport:
     """A row of the table.
 
     Attributes:
-        device: Of what is sent.
+        device: Of the weights; None: any.
         memory: How memory is shared; None: messages.
         link: Device of the link's messages.
         any_node: Whether the two ends may be on different machines.
@@ -60,7 +60,7 @@ class Transport:
         of_vllm: Both ends are vLLM's own: `vllm_transport`.
     """
 
-    device: str
+    device: str | None
     memory: Callable[[], Memory] | None
     link: str
     any_node: bool
@@ -75,7 +75,7 @@ class Transport:
 
 
 TRANSPORTS = {
-    "gloo": Transport("cpu", None, "cpu", any_node=True, transfer_mib=2, connections=2),
+    "gloo": Transport(None, None, "cpu", any_node=True, transfer_mib=2, connections=2),
     "shared_memory": Transport("cpu", SharedMemory, "cpu", any_node=False),
     "nccl": Transport("cuda", None, "cuda", any_node=True, transfer_mib=64),
     "cuda_ipc": Transport("cuda", CudaIpc, "cpu", any_node=False),
@@ -98,10 +98,12 @@ def choose(wanted: str, *, device: str, one_node: bool, colocated: bool) -> str:
     if wanted == "auto":
         if device == "cpu":
             return "shared_memory" if one_node else "gloo"
-        return "cuda_ipc" if colocated else "nccl"
+        if colocated:
+            return "cuda_ipc" if one_node else "gloo"
+        return "nccl"
     transport = TRANSPORTS[wanted]
     why = None
-    if transport.device != device:
+    if transport.device not in (None, device):
         why = f"is for weights on {transport.device}, and these are on {device}"
     elif not transport.any_node and not one_node:
         why = "needs the engines on the machine of the trainer's ranks"

@@ -19,9 +19,9 @@ from torch import nn
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
+from megarlhf.sync.fingerprints import Fingerprints
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.plan import Worker
-from megarlhf.sync.prints import Prints
 from megarlhf.sync.sender import Sent
 from megarlhf.sync.shards import even_cuts
 
@@ -177,7 +177,7 @@ class M2NSender:
             found[number] = Sent(0 if errors else self._nbytes, errors[0] if errors else None)
         return found
 
-    def prints(self, engines: Sequence[int]) -> dict[Worker, Prints]:
+    def fingerprints(self, engines: Sequence[int]) -> dict[Worker, Fingerprints]:
         """None: see `check_m2n`."""
         raise AssertionError("stream.verify is never")
 

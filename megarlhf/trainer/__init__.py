@@ -1,1 +1,1 @@
-"""The RL loop on one page, the offline loop on one page, and what they share."""
+"""What a run does: the RL loop (`rl`) and the offline loop (`offline`), and their parts."""

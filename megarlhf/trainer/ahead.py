@@ -22,12 +22,12 @@ class Ahead:
     n + 1 trains on it, so no token is older than ``steps`` updates, and at most so many rollouts wait
     behind it.
 
-    All but the making is for the main thread. What the thread raises interrupts that at once, as
-    Ctrl-C does, and is raised where this context ends.
+    Everything but the making is called from the main thread. An error in the making thread interrupts
+    the main one at once, as Ctrl-C does, and is raised where this context ends.
 
     Args:
-        make: Makes the rollout of a number; rollouts are made one after the other.
-        steps: How far ahead.
+        make: Makes the rollout of a given number; called for one after the other.
+        steps: How many steps ahead.
         total: Rollouts of the whole run.
         phase: Times the main thread's waiting.
         give_up: Makes what the thread waits for fail: engines and rewards.
@@ -76,7 +76,7 @@ class Ahead:
     # -- the main thread --------------------------------------------------------------------------
 
     def start(self, number: int) -> None:
-        """Begin with this rollout; the engines sample from the version of its number."""
+        """Begin to make rollouts, from this one on; the engines have the weights of that version."""
         self._step = self._version = number
         numbers = range(number, self._total)
         self._thread = threading.Thread(target=self._work, args=(numbers,), daemon=True)
@@ -98,13 +98,13 @@ class Ahead:
         return rollout
 
     def has_weights(self, step: int, version: int) -> None:
-        """The engines sample from the weights behind this step now, which have this version."""
+        """Say that the engines now have the weights of after this step, and their version."""
         with self._change():
             self._step, self._version = step, version
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
-        """An error of the thread waits until a rollout is taken: a checkpoint is written meanwhile."""
+        """Hold back the other thread's errors until the next `take`: a checkpoint is being written."""
         self._deaf = True
         try:
             yield
@@ -112,9 +112,9 @@ class Ahead:
             self._deaf = False
 
     def on_main_thread(self, work: Callable[[], None]) -> None:
-        """Do something that calls the trainer's ranks, for which they have to be at rest.
+        """Run something that calls the trainer's ranks, while they are at rest.
 
-        From the other thread: wait until the main thread, having trained, waits for a rollout.
+        Called from the other thread, it waits until the main thread has trained and waits for a rollout.
         """
         if threading.current_thread() is not self._thread:
             work()
@@ -125,7 +125,7 @@ class Ahead:
             self._wait_for(lambda: self._errand is None)
 
     def _next(self) -> Rollout | None:
-        """A rollout; None where there is an errand to run before."""
+        """The next rollout; None where there is an errand to run first."""
         with self._changed:
             self._changed.wait_for(lambda: self._error or self._errand or self._ready)
             if self._error is not None:

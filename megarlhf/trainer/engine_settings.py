@@ -1,7 +1,7 @@
-"""What the engines of a run are built with."""
+"""What the engines of a run are built with, and how they sample rollouts."""
 
-from megarlhf.config.schema import RLConfig
-from megarlhf.rollout.settings import EngineSettings
+from megarlhf.config.schema import RLConfig, RolloutConfig
+from megarlhf.rollout.settings import EngineSettings, Sampling
 
 
 def engine_settings(config: RLConfig) -> EngineSettings:
@@ -22,4 +22,15 @@ def engine_settings(config: RLConfig) -> EngineSettings:
         seed=config.train.seed,
         sleeps_with_weights=config.lora.is_on,
         transfer="nccl_m2n" if config.stream.transport == "nccl_m2n" else None,
+    )
+
+
+def rollout_sampling(rollout: RolloutConfig) -> Sampling:
+    """How responses to training prompts are sampled."""
+    return Sampling(
+        samples=rollout.samples_per_prompt,
+        temperature=rollout.temperature,
+        top_p=rollout.top_p,
+        top_k=rollout.top_k,
+        max_new_tokens=rollout.max_new_tokens,
     )

@@ -26,7 +26,7 @@ class Evaluation:
 
     Args:
         config: The run's configuration.
-        sets: The prompts by name; ``""`` for those of ``data.eval_prompts``.
+        sets: Held-out prompts by the set's name; ``""`` for those of ``data.eval_prompts``.
         generate: Asks the engines.
         rewards: Scores the answers.
         keep: Gets the greedy answers.

@@ -16,7 +16,7 @@ from megarlhf.config.schema import AlgorithmConfig
 from megarlhf.data.dealing import filled
 from megarlhf.data.records import Sample
 from megarlhf.data.records import Sequence as TokenSequence
-from megarlhf.trainer.rows import Rows
+from megarlhf.trainer.credit_rows import Rows
 
 
 def as_sequences(groups: Sequence[Sequence[Sample]], multiple: int = 1) -> list[TokenSequence]:
@@ -24,8 +24,8 @@ def as_sequences(groups: Sequence[Sequence[Sample]], multiple: int = 1) -> list[
 
     Args:
         groups: For each prompt its samples, as many for each.
-        multiple: Where a sample is several sequences, some of which nothing is trained on are added
-            up to a multiple of this, so that they can be dealt to the ranks.
+        multiple: Where samples have several sequences, untrained copies are added until their number is
+            a multiple of this, so that they can be dealt to the ranks.
 
     Returns:
         Sequences in the order of the samples, group by group, with the field ``rollout_logprobs``,
@@ -61,10 +61,10 @@ def add_field(
 
 
 def needs_old_logprobs(config: AlgorithmConfig) -> bool:
-    """Whether the policy's log-probabilities are wanted before it is trained.
+    """Whether the policy's log-probabilities must be computed before it is trained.
 
-    A rollout's single optimizer step knows them from its own forward pass; a KL in the reward comes
-    before it.
+    Where a rollout makes a single optimizer step, that step's own forward pass gives them, but too late
+    for a KL in the reward.
     """
     return config.epochs * config.updates_per_rollout > 1 or (
         config.kl_in == "reward" and config.kl_coef > 0
@@ -72,12 +72,12 @@ def needs_old_logprobs(config: AlgorithmConfig) -> bool:
 
 
 class CreditAssignment:
-    """Gives the tokens of a rollout their advantages; holds what is learned about rewards and KL.
+    """Gives the tokens of a rollout their advantages; keeps running statistics of rewards and KL.
 
     Args:
-        algorithm: Its estimator.
-        config: Settings, with the algorithm's defaults filled in.
-        max_tokens: Most tokens of a response.
+        algorithm: Whose estimator to use.
+        config: The settings, with the algorithm's defaults filled in.
+        max_tokens: The longest that a response may be, tokens.
 
     Attributes:
         kl: The coefficient of the KL penalty.
@@ -95,8 +95,8 @@ class CreditAssignment:
 
         Args:
             groups: The scored samples.
-            sequences: Theirs, with ``old_logprobs`` and ``reference_logprobs`` where the KL is in
-                the reward and ``old_values`` where the algorithm has a critic.
+            sequences: Their sequences, with ``old_logprobs`` and ``reference_logprobs`` where the KL is
+                in the reward and ``old_values`` where the algorithm has a critic.
         """
         rows = Rows(groups, sequences)
         scores = Scores(

@@ -1,22 +1,14 @@
-"""Sample responses to prompts, score them and keep them: nothing is trained.
+"""``megarlhf generate``: sample responses to prompts, score them and keep them; nothing is trained.
 
-``megarlhf generate`` takes the configuration of ``megarlhf rl`` (its prompts, reward and rollout) and
-writes into ``output.dir``, as JSON lines in the prompts' order:
-
-- ``samples.jsonl``: every prompt with all its responses, their rewards and how they ended;
-- ``best.jsonl``: the response with the highest reward, as rows for ``sft``: input, output, reward;
-- ``pairs.jsonl``: the best and the worst, where rewards differ, as rows for ``rm`` and ``dpo``: prompt,
-  chosen, rejected, margin.
-
-The last two leave out responses that were cut at ``rollout.max_new_tokens``. Their prompts are what a
-model saw, templates included: they are read without a template. A run that was stopped goes on.
+It takes the configuration of ``megarlhf rl`` (its prompts, reward and rollout). What it writes is in
+`generated_files`. A run that was stopped goes on.
 """
 
 import math
 import random
-from collections.abc import Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -30,12 +22,11 @@ from megarlhf.config.schema import RLConfig
 from megarlhf.data.prompts import load_prompts
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.errors import UserError
-from megarlhf.report import jsonl
 from megarlhf.report.progress import Progress
+from megarlhf.rewards.mix import Rewards
 from megarlhf.rewards.sources import rewards_of
-from megarlhf.rollout.settings import Sampling
-from megarlhf.trainer.agent_sampling import refuse_agents
-from megarlhf.trainer.engine_settings import engine_settings
+from megarlhf.trainer.engine_settings import engine_settings, rollout_sampling
+from megarlhf.trainer.generated_files import GeneratedFiles
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import (
     check_vocabulary,
@@ -45,13 +36,50 @@ from megarlhf.trainer.rl_inputs import (
 )
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.sampled_model import check_adapters, sampled_model
+from megarlhf.trainer.samplers import refuse_agents
 from megarlhf.trainer.stopping import StopRequest
 
-SAMPLES, BEST, PAIRS = "samples.jsonl", "best.jsonl", "pairs.jsonl"
+
+@dataclass(frozen=True)
+class GenerationInputs:
+    """What `prepare` found.
+
+    Attributes:
+        prompts: To respond to.
+        texts: What is written of each prompt, by its index: see `plain_text`.
+        reward: What scores the responses; checked, not started.
+    """
+
+    prompts: Sequence[Prompt]
+    texts: dict[int, str]
+    reward: Rewards
 
 
 def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     """Sample, score and keep; returns the run's summary."""
+    inputs = prepare(config)  # everything wrong with the input is found here
+    with RunDirectory("generate", config) as directory:
+        files = GeneratedFiles(directory.path, inputs.texts)
+        done = files.done()
+        batches = _batches(config, [one for one in inputs.prompts if one.index not in done])
+        progress = Progress(len(batches), f"generate with {config.model.path}")
+        if done:
+            progress.note(f"going on: {len(done)} of {len(inputs.prompts)} prompts are done")
+        interrupted = False
+        if batches:
+            with _engines(config, inputs.reward, opener, progress) as engines:
+                interrupted = _answer(config, inputs.reward, engines, batches, files, progress)
+        summary = files.select()
+        progress.table([(name, f"{value:.4g}") for name, value in summary.items()])
+        return {**summary, "steps": len(files.done()), "interrupted": interrupted}
+
+
+def prepare(config: RLConfig) -> GenerationInputs:
+    """Read and check the configuration, the model's description, the prompts and the reward.
+
+    Raises:
+        UserError: Anything is missing, malformed or does not fit together.
+    """
     refuse_agents(config, "generate")
     checks.check_rl(config)
     spec = read_language_model(config.model.path)
@@ -62,46 +90,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     texts = {prompt.index: plain_text(prompt, tokenizer) for prompt in prompts}
     reward = rewards_of(config.reward, reward_tokenizers(config, tokenizer))
     reward.check()
-    rollout = config.rollout
-    with RunDirectory("generate", config) as directory:
-        file = directory.path / SAMPLES
-        done = {record["step"] for record in jsonl.read(file)}
-        left = [prompt for prompt in prompts if prompt.index not in done]
-        size = rollout.prompts_per_step
-        batches = [left[begin : begin + size] for begin in range(0, len(left), size)]
-        progress = Progress(len(batches), f"generate with {config.model.path}")
-        if done:
-            progress.note(f"going on: {len(done)} of {len(prompts)} prompts are done")
-        stopped = False
-        if batches:
-            with ExitStack() as entered:
-                with progress.phase("start", setup=True):
-                    sampled = entered.enter_context(sampled_model(config))
-                    entered.enter_context(reward)
-                    processes = entered.enter_context(opener(placement_of(config, ["reward"])))
-                    start_reward_models(config, reward.scorers, ModelGroups(config, processes))
-                    engines = EngineGroup(
-                        config, engine_settings(sampled), processes, progress.note
-                    )
-                    engines.start()
-                with StopRequest() as stop:  # Ray takes the signals when it starts
-                    for number, batch in enumerate(batches):
-                        with progress.phase("generate"):
-                            groups = engines.generate(
-                                batch, _sampling(config), _seeds(config, batch)
-                            )
-                        with progress.phase("reward"):
-                            samples = [sample for group in groups for sample in group]
-                            reward.score(samples).check(len(samples))
-                        for group in groups:
-                            jsonl.append(file, _record(group, texts))
-                        progress.step_done(number + 1, _figures(samples))
-                        if stop and number + 1 < len(batches):
-                            stopped = True
-                            break
-        summary = _select(directory.path)
-        progress.table([(name, f"{value:.4g}") for name, value in summary.items()])
-        return {**summary, "steps": len(jsonl.read(file)), "interrupted": stopped}
+    return GenerationInputs(prompts, texts, reward)
 
 
 def plain_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -121,15 +110,49 @@ def plain_text(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> str:
     )
 
 
-def _sampling(config: RLConfig) -> Sampling:
-    rollout = config.rollout
-    return Sampling(
-        samples=rollout.samples_per_prompt,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-        max_new_tokens=rollout.max_new_tokens,
-    )
+@contextmanager
+def _engines(
+    config: RLConfig, reward: Rewards, opener: Opener, progress: Progress
+) -> Iterator[EngineGroup]:
+    """The engines, once they and all that scores are up."""
+    with ExitStack() as stack:
+        with progress.phase("start", setup=True):
+            sampled = stack.enter_context(sampled_model(config))
+            stack.enter_context(reward)
+            processes = stack.enter_context(opener(placement_of(config, ["reward"])))
+            start_reward_models(config, reward.scorers, ModelGroups(config, processes))
+            engines = EngineGroup(config, engine_settings(sampled), processes, progress.note)
+            engines.start()
+        yield engines
+
+
+def _answer(
+    config: RLConfig,
+    reward: Rewards,
+    engines: EngineGroup,
+    batches: Sequence[Sequence[Prompt]],
+    files: GeneratedFiles,
+    progress: Progress,
+) -> bool:
+    """Sample, score and write batch after batch; returns whether a signal ended that early."""
+    sampling = rollout_sampling(config.rollout)
+    with StopRequest() as stop:  # Ray takes the signals when it starts
+        for number, batch in enumerate(batches, start=1):
+            with progress.phase("generate"):
+                groups = engines.generate(batch, sampling, _seeds(config, batch))
+            with progress.phase("reward"):
+                samples = [sample for group in groups for sample in group]
+                reward.score(samples).check(len(samples))
+            files.append(groups)
+            progress.step_done(number, _figures(samples))
+            if stop and number < len(batches):
+                return True
+    return False
+
+
+def _batches(config: RLConfig, prompts: Sequence[Prompt]) -> list[Sequence[Prompt]]:
+    size = config.rollout.prompts_per_step
+    return [prompts[begin : begin + size] for begin in range(0, len(prompts), size)]
 
 
 def _seeds(config: RLConfig, prompts: Sequence[Prompt]) -> list[int]:
@@ -139,58 +162,8 @@ def _seeds(config: RLConfig, prompts: Sequence[Prompt]) -> list[int]:
     ]
 
 
-def _record(group: Sequence[Sample], texts: dict[int, str]) -> dict[str, Any]:
-    prompt = group[0].prompt
-    return {
-        "step": prompt.index,  # the name by which our JSON-lines files are numbered
-        "prompt": texts[prompt.index],
-        "label": prompt.label,
-        "responses": [
-            {
-                "text": sample.text,
-                "reward": sample.reward,
-                "finish_reason": sample.finish_reason,
-                "tokens": len(sample.response_ids),
-            }
-            for sample in group
-        ],
-    }
-
-
 def _figures(samples: Sequence[Sample]) -> dict[str, float]:
     rewards = [sample.reward for sample in samples if sample.reward is not None]
     lengths = [len(sample.response_ids) for sample in samples]
     figures = {"response_length": sum(lengths) / len(lengths)}
     return {**figures, "reward": math.fsum(rewards) / len(rewards)} if rewards else figures
-
-
-def _select(directory: Path) -> dict[str, float]:
-    """Write the best responses and the pairs; returns figures over all prompts."""
-    best, pairs, rewards = [], [], []
-    for record in sorted(jsonl.read(directory / SAMPLES), key=lambda record: record["step"]):
-        scored = [r for r in record["responses"] if r["reward"] is not None]
-        rewards += [response["reward"] for response in scored]
-        whole = [r for r in scored if r["finish_reason"] == "stop" and r["text"].strip()]
-        if not whole:
-            continue
-        high, low = (choose(whole, key=lambda r: r["reward"]) for choose in (max, min))
-        row = {"step": record["step"], "label": record["label"]}
-        best.append(
-            {**row, "input": record["prompt"], "output": high["text"], "reward": high["reward"]}
-        )
-        if high["reward"] > low["reward"] and high["text"] != low["text"]:
-            answers = {"chosen": high["text"], "rejected": low["text"]}
-            margin = high["reward"] - low["reward"]
-            pairs.append({**row, "prompt": record["prompt"], **answers, "margin": margin})
-    for name, rows in ((BEST, best), (PAIRS, pairs)):
-        # Without rows the file is there too, and says so when it is read.
-        (directory / name).write_bytes(b"")
-        for row in rows:
-            jsonl.append(directory / name, row)
-    return {
-        "responses": len(rewards),
-        "mean reward": math.fsum(rewards) / max(1, len(rewards)),
-        "mean best reward": math.fsum(row["reward"] for row in best) / max(1, len(best)),
-        "best": len(best),
-        "pairs": len(pairs),
-    }

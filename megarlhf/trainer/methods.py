@@ -1,4 +1,4 @@
-"""The offline methods: a row for each. No other code asks which method a run is of."""
+"""The offline methods: a row for each. Only the planner also asks which method a run is of."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

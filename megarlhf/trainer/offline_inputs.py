@@ -1,7 +1,6 @@
 """Everything an offline run reads, read and checked before any model is built."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 from megarlhf.config import checks
 from megarlhf.config.schema import OfflineConfig
@@ -19,7 +18,7 @@ from megarlhf.trainer.rl_inputs import (
     load_tokenizer,
     read_language_model,
 )
-from megarlhf.trainer.run_directory import TOKENIZED
+from megarlhf.trainer.tokenized import with_cache
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,13 @@ class OfflineInputs:
     """What `prepare` found.
 
     Attributes:
-        method: The registry's row.
-        spec: The model.
-        topology: Its layout.
-        adapters: What is trained in its place; None: the model.
-        rows: To train on.
-        held_out: To evaluate on; None if the settings name none.
-        stream: The rows in their order.
+        method: The method's row of the table.
+        spec: The model that is trained.
+        topology: The model's layout.
+        adapters: The adapters that are trained instead of the model; None: the model is.
+        rows: The rows to train on.
+        held_out: The rows to evaluate on; None if the settings name none.
+        stream: The training rows, in the order of training.
         total_steps: Optimizer steps of the whole run.
     """
 
@@ -64,9 +63,7 @@ def prepare(config: OfflineConfig, world: int) -> OfflineInputs:
     adapters = adapters_of(config.lora, spec, topology, config.train.seed)
     tokenizer = load_tokenizer(config.model.path)
     method.check(config, spec, tokenizer, world)
-    data = config.data
-    if data.cache_dir is None:
-        data = replace(data, cache_dir=str(Path(config.output.dir) / TOKENIZED))
+    data = with_cache(config.data, config.output)
     rows = method.load(data, tokenizer)
     evaluates = data.eval is not None or data.eval_split is not None
     held_out = method.load(data, tokenizer, held_out=True) if evaluates else None

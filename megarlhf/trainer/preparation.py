@@ -16,7 +16,7 @@ from megarlhf.data.store import StoredRows
 from megarlhf.data.unpaired import DESIRABLE
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine
-from megarlhf.engine.sharing import on_every_rank
+from megarlhf.engine.on_every_rank import on_every_rank
 from megarlhf.parallel.launched import LaunchedRank
 
 # From the rows of one step, the same on every rank, to its batch and loss. Collective.

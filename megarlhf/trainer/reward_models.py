@@ -14,7 +14,7 @@ from megarlhf.rewards.scorer import Scorer
 
 
 def start_reward_models(config: RLConfig, scorers: Sequence[Scorer], groups: ModelGroups) -> None:
-    """Start the ranks of every reward model, which are up and in use when this returns."""
+    """Start the ranks of every reward model, and let its scorer use them; they are up on return."""
     for scorer in scorers:
         if isinstance(scorer, ModelScorer):
             one = replace(config, reward=replace(config.reward, models=(scorer.where,)))

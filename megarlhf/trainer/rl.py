@@ -26,7 +26,7 @@ def train(config: RLConfig, processes: Opener) -> dict[str, Any]:
             run.begin()  # or go on from the newest checkpoint
             while run.step < inputs.total_steps and not stop:
                 rollout = run.next_rollout()  # sampled, scored, worth training on
-                sequences = as_sequences(rollout.groups, run.sequences_in)
+                sequences = as_sequences(rollout.groups, run.sequence_multiple)
                 with run.phase("predict"):
                     run.add_predictions(sequences)
                 run.credit.assign(rollout.groups, sequences)

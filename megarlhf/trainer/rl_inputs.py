@@ -24,8 +24,8 @@ from megarlhf.models.weights.loading import check_names, open_weights
 from megarlhf.parallel.topology import Topology
 from megarlhf.rewards.mix import Rewards
 from megarlhf.sync.streamable import check_streamable
-from megarlhf.trainer.agent_sampling import scoring_of
-from megarlhf.trainer.ptx import PretrainingRows
+from megarlhf.trainer.pretraining_rows import PretrainingRows
+from megarlhf.trainer.samplers import scoring_of
 
 
 @dataclass
@@ -33,14 +33,14 @@ class RLInputs:
     """What `prepare` found.
 
     Attributes:
-        spec: The model.
-        tokenizer: Its.
-        algorithm: The registry's row.
+        spec: The model that is trained.
+        tokenizer: The model's tokenizer.
+        algorithm: Its row of the registry.
         reward: What scores the samples; checked, not started.
-        stream: Training prompts, in their order.
+        stream: The training prompts, in the order of training.
         eval_sets: Held-out prompts by name, ``""`` for those of ``data.eval_prompts``.
-        ptx: Rows that the actor learns from beside; None if it does not.
-        total_steps: Rollouts of the whole run.
+        ptx: Supervised rows mixed into the actor's batches; None without `ptx.coef`.
+        total_steps: How many rollouts the whole run trains on.
     """
 
     spec: ModelSpec
@@ -96,10 +96,10 @@ def prepare(config: RLConfig) -> RLInputs:
 
 
 def check_critic(config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """The critic can be built, and reads the same tokens as the actor.
+    """Check that the critic can be built and reads the same tokens as the actor.
 
     Raises:
-        UserError: It cannot, or its tokenizer is another one.
+        UserError: It cannot be built, or it has another tokenizer.
     """
     checks.check_critic(config)
     path = config.critic.path
@@ -117,7 +117,7 @@ def check_critic(config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> None:
 def reward_tokenizers(
     config: RLConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, PreTrainedTokenizerBase]:
-    """Check the reward models; the tokenizers of those whose tokens are not the actor's, by name.
+    """Check the reward models; returns, by name, the tokenizers that differ from the actor's.
 
     Raises:
         UserError: A model cannot be built, or is no reward model.
@@ -150,7 +150,7 @@ def check_reward_model(config: RLConfig, path: str) -> PreTrainedTokenizerBase:
 
 
 def checked(spec: ModelSpec) -> ModelSpec:
-    """The same, if the directory holds its weights; only the files' headers are read.
+    """Return ``spec`` if its directory holds its weights; only the files' headers are read.
 
     Raises:
         UserError: A file or a tensor is missing, damaged, unknown or of another shape.

@@ -3,33 +3,34 @@
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from types import TracebackType
 from typing import Any
 
+from megarlhf.cluster.device_turns import by_turns_on_gpus, device_turns
 from megarlhf.cluster.engine_group import EngineGroup
 from megarlhf.cluster.model_groups import ModelGroups
 from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.processes import Opener
 from megarlhf.cluster.stream_links import check_transport
-from megarlhf.cluster.turns import turns_of
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
-from megarlhf.trainer.agent_sampling import samplers_of
 from megarlhf.trainer.best_checkpoint import BestCheckpoint
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.evaluation import Evaluation
 from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.rollout_source import rollouts_of
 from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
-from megarlhf.trainer.sources import rollouts_of
+from megarlhf.trainer.samplers import samplers_of
 from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
-from megarlhf.trainer.updates import sequences_in
+from megarlhf.trainer.updates import sequence_multiple
 
 
 class RLRun:
@@ -44,7 +45,7 @@ class RLRun:
     Attributes:
         step: Rollouts trained on; also the version of the actor's weights.
         credit: Gives the tokens of a rollout their advantages.
-        sequences_in: See `updates.sequences_in`.
+        sequence_multiple: See `updates.sequence_multiple`.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class RLRun:
         self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
-        self.sequences_in = sequences_in(config, has_critic=inputs.algorithm.needs_critic)
+        self.sequence_multiple = sequence_multiple(config, has_critic=inputs.algorithm.needs_critic)
         self.credit = experience.CreditAssignment(
             inputs.algorithm, config.algorithm, config.rollout.max_new_tokens
         )
@@ -87,14 +88,20 @@ class RLRun:
             self.models = TrainedModels.placed(
                 config, algorithm, self.inputs.total_steps, groups, self.inputs.ptx, note
             )
-            self.engines = EngineGroup(config, engine_settings(config), processes, note)
+            make_engines = partial(EngineGroup, config, engine_settings(config), processes, note)
+            alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
+            engines = None if alone else make_engines()  # which start while the models do
             self.models.start(None if checkpoint is None else checkpoint.directory)
             start_reward_models(config, self.inputs.reward.scorers, groups)
+            if alone:
+                self.models.actor.make_room()
+            self.engines = engines or make_engines()
             self.engines.start()
-            self.engines.connect(self.models.actor)
-            self.turns = turns_of(
+            self.turns = device_turns(
                 config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
             )
+            self.turns.to_trainer()  # whoever shares memory with engines is asked to meet them
+            self.engines.connect(self.models.actor)
             inputs = self.inputs
             sampler, self._evaluator = self._exit.enter_context(
                 samplers_of(config, inputs.tokenizer, inputs.spec.vocab_size, self.engines)
@@ -140,7 +147,7 @@ class RLRun:
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
         """Give the sequences values and log-probabilities: see `TrainedModels.add_predictions`."""
-        self.turns.train()
+        self.turns.to_trainer()
         self.models.add_predictions(sequences)
 
     def update_models(self, sequences: Sequence[TokenSequence]) -> dict[str, float]:
@@ -193,7 +200,7 @@ class RLRun:
             if self._best.beaten_by(metrics):
                 self.directory.mark_best(self.step, self._best.record)
         with self.log.progress.phase("export", setup=True):
-            self.turns.train()
+            self.turns.to_trainer()
             model = self.models.export(self.directory.path)
             best = self.directory.best()
             if best is not None and self.config.output.export_best:
@@ -214,7 +221,7 @@ class RLRun:
     def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seeds: Sequence[int]
     ) -> list[list[Sample]]:
-        self.turns.sample()
+        self.turns.to_engines()
         return self._evaluator.generate(prompts, sampling, seeds)
 
     def _check_gap(self, gap: float) -> None:
@@ -228,7 +235,7 @@ class RLRun:
             )
 
     def _save(self, *, is_best: bool = False) -> None:
-        self.turns.train()
+        self.turns.to_trainer()
         with self._rollouts.undisturbed():
             directory = self.directory.begin_checkpoint(self.step)
             self.models.save(directory)

@@ -1,4 +1,4 @@
-"""One rollout after the other: prompts, their samples, their rewards, and which are trained on."""
+"""Making rollouts: prompts, their samples, their rewards, and which of them are trained on."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -7,26 +7,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megarlhf.algo.filtering import groups_with_signal
-from megarlhf.cluster.turns import Separate
+from megarlhf.cluster.device_turns import Separate
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.rewards.tally import Tally, complete_groups
-from megarlhf.rollout.settings import Sampling
-from megarlhf.trainer.agent_sampling import Sampler
+from megarlhf.trainer.engine_settings import rollout_sampling
 from megarlhf.trainer.rl_inputs import RLInputs
+from megarlhf.trainer.samplers import Sampler
 
 Phase = Callable[[str], AbstractContextManager[None]]  # times its block under a name
 
 
 @dataclass
 class Rollout:
-    """What a step trains on.
+    """What one step of the loop trains on.
 
     Attributes:
-        number: From 0; trained on by the step that makes version ``number + 1`` of the weights.
+        number: From 0; training on it makes version ``number + 1`` of the weights.
         groups: For each prompt its samples, scored.
-        stream: Where the stream of prompts stood once this rollout had all of its own.
-        metrics: Of its making.
+        stream: The prompt stream's position once this rollout had all of its prompts.
+        metrics: What was measured while it was made.
     """
 
     number: int
@@ -36,13 +36,13 @@ class Rollout:
 
 
 class RolloutMaker:
-    """Makes rollouts, in their order.
+    """Makes rollouts, one after the other.
 
     Args:
         config: The run's configuration.
         inputs: Its prompts and rewards.
         sampler: The engines, or an agent that asks them.
-        turns: Told before they sample.
+        turns: Hand the devices to the engines before they sample.
     """
 
     def __init__(
@@ -50,19 +50,13 @@ class RolloutMaker:
     ) -> None:
         self._config, self._inputs = config, inputs
         self._sampler, self._turns = sampler, turns
-        self._sampling = Sampling(
-            samples=config.rollout.samples_per_prompt,
-            temperature=config.rollout.temperature,
-            top_p=config.rollout.top_p,
-            top_k=config.rollout.top_k,
-            max_new_tokens=config.rollout.max_new_tokens,
-        )
+        self._sampling = rollout_sampling(config.rollout)
 
     def make(self, number: int, phase: Phase) -> Rollout:
-        """Sample, score and filter; again for the prompts that are missing then.
+        """Sample, score and filter, until there are as many prompts as a step wants.
 
         Args:
-            number: The rollout's.
+            number: The rollout's number.
             phase: Times ``generate`` and ``reward``.
 
         Raises:
@@ -90,16 +84,16 @@ class RolloutMaker:
         return Rollout(number, groups, inputs.stream.state_dict(), metrics)
 
     def _sample(self, prompts: Sequence[Prompt], number: int, rounds: int) -> list[list[Sample]]:
-        """With seeds that are the same for the same rollout and round."""
+        """Samples, with seeds that depend only on the run's seed, the rollout and the round."""
         again = f"-{rounds}" if rounds else ""
         seeds = random.Random(f"{self._config.train.seed}-{number}{again}")
-        self._turns.sample()
+        self._turns.to_engines()
         return self._sampler.generate(
             prompts, self._sampling, [seeds.getrandbits(31) for _ in prompts]
         )
 
     def _worth_training(self, groups: list[list[Sample]], rounds: int) -> list[list[Sample]]:
-        """All; with dynamic filtering those with a signal, while there are refills."""
+        """All groups or, with dynamic filtering and while refills remain, those with a signal."""
         algorithm = self._config.algorithm
         if not algorithm.dynamic_filtering or rounds > algorithm.max_refills:
             return groups
@@ -119,15 +113,15 @@ class InTurn:
         self._maker, self._phase = maker, phase
 
     def start(self, number: int) -> None:
-        """The engines sample from the weights that rollout ``number`` is the first to train."""
+        """Nothing to start: `take` makes a rollout when it is asked for one."""
 
     def take(self, number: int) -> Rollout:
         """The rollout to train on now."""
         return self._maker.make(number, self._phase)
 
     def has_weights(self, step: int, version: int) -> None:
-        """The engines sample from the weights behind this step now, which have this version."""
+        """Nothing to tell: no rollout is made before the engines have the newest weights."""
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """A checkpoint is written meanwhile: nothing comes in between anyway."""
+        """Nothing to hold off: no other thread can interrupt the main one."""
         return nullcontext()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from megarlhf.cluster import launched
+from megarlhf.cluster import torchrun_cluster
 from megarlhf.cluster.processes import Opener
 from megarlhf.config.schema import RLConfig
 from megarlhf.trainer import generation, served_model
@@ -28,11 +28,11 @@ def serve_model(config: RLConfig, host: str, port: int, max_batch: int) -> dict[
 
 
 def _run(command: Callable[[RLConfig, Opener], dict[str, Any]], config: RLConfig) -> dict[str, Any]:
-    if not launched.started_by_torchrun():
+    if not torchrun_cluster.started_by_torchrun():
         from megarlhf.cluster.ray_cluster import ray_cluster  # Ray is loaded only where it is used
 
         return command(config, ray_cluster)
-    with launched.torchrun() as processes:
+    with torchrun_cluster.torchrun() as processes:
         if processes is None:
             return {}  # this rank did what the driver asked for
-        return command(launched.everywhere(config, processes.world), processes.open)
+        return command(torchrun_cluster.everywhere(config, processes.world), processes.open)

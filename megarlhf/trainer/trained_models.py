@@ -1,4 +1,4 @@
-"""The models of an RL run that learn, actor and critic, and the reference that they are held to."""
+"""The models of an RL run that learn, actor and critic, and the actor's reference."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ from megarlhf.engine.reference_worker import ReferenceWorker
 from megarlhf.parallel import context
 from megarlhf.report.jsonl import replace_file
 from megarlhf.trainer import experience
-from megarlhf.trainer.ptx import PretrainingRows
+from megarlhf.trainer.pretraining_rows import PretrainingRows
 from megarlhf.trainer.skipped_steps import SkippedSteps
 from megarlhf.trainer.updates import RolloutUpdates
 
@@ -27,7 +27,7 @@ STATE = "models.json"  # in a checkpoint: what the driver knows of the models
 
 
 def kinds_of_models(config: RLConfig, algorithm: Algorithm) -> list[str]:
-    """Those that the run has on ranks of their own, as `placement_of` calls them."""
+    """The kinds of models that have ranks of their own, as `placement_of` names them."""
     has_own_reference = config.cluster.reference_ranks is not None
     wanted = {
         "actor": True,
@@ -43,12 +43,12 @@ class TrainedModels:
 
     Args:
         config: The run's configuration.
-        algorithm: Its row.
-        total_rollouts: Of the whole run.
-        actor: Its ranks.
-        critic: Its ranks, for an algorithm that has one.
-        reference: Its ranks, where it has its own; otherwise the actor's do its work.
-        ptx: Rows that the actor learns from beside.
+        algorithm: The algorithm's row of the registry.
+        total_rollouts: How many rollouts the whole run trains on.
+        actor: The actor's ranks.
+        critic: The critic's ranks, for an algorithm that has one.
+        reference: The reference's ranks, where it has its own; otherwise the actor's do its work.
+        ptx: Supervised rows mixed into the actor's batches.
         note: Tells the person at the keyboard.
     """
 
@@ -103,7 +103,7 @@ class TrainedModels:
         ptx: PretrainingRows | None,
         note: Callable[[str], None],
     ) -> "TrainedModels":
-        """With ranks in the places that ``groups`` has for them; `start` builds the models."""
+        """The models, their ranks started where ``groups`` places them; `start` builds them."""
         workers = {"actor": ActorWorker, "critic": CriticWorker, "reference": ReferenceWorker}
         kinds = kinds_of_models(config, algorithm)
         models = {kind: groups.group(workers[kind], kind) for kind in kinds if kind in workers}
@@ -121,7 +121,7 @@ class TrainedModels:
             self._load_state(json.loads((checkpoint / STATE).read_text()))
 
     def save(self, directory: Path) -> None:
-        """Write a checkpoint of each into a directory of its own."""
+        """Write a checkpoint of each model that learns into a directory of its own."""
         for name, group in self._groups():
             (directory / name).mkdir()
             group.run("save", str(directory / name))
@@ -143,14 +143,15 @@ class TrainedModels:
         return result
 
     def export_from(self, checkpoint: Path, directory: Path) -> None:
-        """Write the actor of a checkpoint. From then on the ranks hold it, in place of the newest."""
+        """Write the actor of a checkpoint, which the ranks hold from then on instead of the newest."""
         self.actor.run("load", str(checkpoint / "actor"))
         self.actor.run("export", str(directory))
 
     def add_predictions(self, sequences: Sequence[TokenSequence]) -> None:
-        """Give the sequences the critic's values, the reference's and the old policy's logprobs.
+        """Give the sequences what the losses need of the models as they are before this rollout.
 
-        Each where it is wanted.
+        The critic's values, and the reference's and the old policy's log-probabilities, each where the
+        algorithm wants it.
         """
         valuing = [] if self.critic is None else self.critic.call("values", sequences)
         if self._config.algorithm.kl_coef > 0:
@@ -169,9 +170,9 @@ class TrainedModels:
         """Train the actor and, at the same time, the critic on a rollout.
 
         Args:
-            sequences: With all that the losses read.
-            rollout: Its number, from 0.
-            kl_coef: The KL penalty's coefficient now.
+            sequences: With everything that the losses read.
+            rollout: The rollout's number, from 0.
+            kl_coef: The current coefficient of the KL penalty.
 
         Returns:
             Means over the optimizer steps taken; the critic's begin with ``critic_``. Nothing of the
@@ -200,6 +201,6 @@ class TrainedModels:
             self._ptx.load_state_dict(state["ptx"])
 
     def _groups(self) -> list[tuple[str, WorkerGroup]]:
-        """With their names in a checkpoint."""
+        """The models that learn, with the names that they have in a checkpoint."""
         groups = {"actor": self.actor, "critic": self.critic}
         return [(name, group) for name, group in groups.items() if group is not None]

@@ -18,7 +18,7 @@ Mix = Callable[[Sequence[TokenSequence], Any], tuple[Sequence[TokenSequence], To
 
 
 class StartedStep(NamedTuple):
-    """An optimizer step that the ranks take.
+    """An optimizer step that the ranks are taking.
 
     Attributes:
         name: For messages.
@@ -32,15 +32,15 @@ class StartedStep(NamedTuple):
 
 
 class RolloutUpdates:
-    """``algorithm.epochs`` times ``updates_per_rollout`` steps a rollout.
+    """Trains one model on rollouts: ``algorithm.epochs`` * ``updates_per_rollout`` steps for each.
 
     Args:
         group: The model's ranks.
         config: The run's configuration.
-        optimizer: The model's.
+        optimizer: The model's optimizer settings.
         total_rollouts: Of the whole run, for the learning rate's schedule.
-        skipped: Sees every step.
-        mix: What a step learns from beside the rollout's sequences; None: nothing.
+        skipped: Watches for steps that were skipped.
+        mix: Adds what a step learns from besides the rollout's sequences; None: nothing.
     """
 
     def __init__(
@@ -59,10 +59,10 @@ class RolloutUpdates:
     def start(
         self, sequences: Sequence[TokenSequence], loss: TokenLoss, rollout: int
     ) -> list[StartedStep]:
-        """Hand the steps of rollout number ``rollout`` to the ranks, which take them in order.
+        """Send the steps of rollout number ``rollout`` to the ranks, which take them in order.
 
         Returns:
-            What `finish` waits for, so that other models may learn meanwhile.
+            What `finish` waits for; other models may learn in the meantime.
         """
         algorithm = self._config.algorithm
         steps = minibatches(
@@ -98,12 +98,12 @@ class RolloutUpdates:
         return mean_of_taken(found)
 
 
-def sequences_in(config: RLConfig, *, has_critic: bool) -> int:
-    """A rollout of a multiple of so many sequences can be cut into updates and dealt to the ranks.
+def sequence_multiple(config: RLConfig, *, has_critic: bool) -> int:
+    """What the number of a rollout's sequences must be a multiple of, to be cut into updates and dealt.
 
     Args:
         config: The run's configuration.
-        has_critic: Whether there is one to deal to.
+        has_critic: Whether they are dealt to a critic's ranks, too.
     """
     cluster = config.cluster
     dealt = [dealt_in(config.model.parallel, cluster.actor_ranks)]

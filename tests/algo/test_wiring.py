@@ -8,7 +8,7 @@ import pytest
 
 from megarlhf.algo.registry import ALGORITHMS, filled, find
 from megarlhf.algo.value_loss import ValueLoss
-from megarlhf.cluster.turns import Separate
+from megarlhf.cluster.device_turns import Separate
 from megarlhf.config.schema import AlgorithmConfig, CriticConfig, RLConfig, RolloutConfig
 from megarlhf.data.packing import collate
 from megarlhf.data.records import Prompt, Sample

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.models.weights.loading import load_huggingface
+from megarlhf.models.weights.loading import load_pretrained
 from megarlhf.parallel.topology import Topology
 from tests.checkpoint_convert.damage import NORM, change, cut, flip, refusal, rewrite_metadata
 from tests.checkpoint_convert.models import convert, write_random
@@ -163,7 +163,7 @@ def test_a_second_copy_of_tied_embeddings(tmp_path, capsys):
     assert "ties lm_head.weight to model.embed_tokens.weight, but they are different" in said
     spec, topology = ModelSpec.read(source), Topology(world=1)
     with pytest.raises(UserError, match="set tie_word_embeddings to false"):
-        load_huggingface(spec, topology, 0, stand_ins(spec, topology, 0))
+        load_pretrained(spec, topology, 0, stand_ins(spec, topology, 0))
 
 
 def test_a_flipped_bit_is_found_and_its_tensor_named(copy, capsys):
@@ -179,7 +179,7 @@ def test_a_flipped_bit_is_found_and_its_tensor_named(copy, capsys):
     assert expected in refusal(capsys, "verify", copy / "hf", copy / "megatron")
     spec, topology = ModelSpec.read(copy / "megatron"), Topology(world=1)
     with pytest.raises(UserError, match=expected):
-        load_huggingface(spec, topology, 0, stand_ins(spec, topology, 0))
+        load_pretrained(spec, topology, 0, stand_ins(spec, topology, 0))
 
 
 @pytest.mark.parametrize(

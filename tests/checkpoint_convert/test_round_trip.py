@@ -9,7 +9,7 @@ import torch
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights import fingerprint, megatron_metadata, megatron_names
 from megarlhf.models.weights.layout import parameters_of
-from megarlhf.models.weights.loading import load_huggingface
+from megarlhf.models.weights.loading import load_pretrained
 from megarlhf.parallel.topology import Topology
 from tests.checkpoint_convert.models import convert, write_random
 from tests.models.tiny import read_tensors, stand_ins
@@ -78,7 +78,7 @@ def test_a_run_loads_any_layout_from_what_was_written_for_another(models, tmp_pa
             for directory in (source, megatron):
                 spec = ModelSpec.read(directory)
                 chunks = stand_ins(spec, topology, rank)
-                load_huggingface(spec, topology, rank, chunks)
+                load_pretrained(spec, topology, rank, chunks)
                 loaded.append([dict(chunk.named_parameters()) for chunk in chunks])
             assert sum(map(len, loaded[0])) == len(parameters_of(spec, topology, rank))
             for ours, theirs in zip(*loaded, strict=True):

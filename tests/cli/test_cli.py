@@ -57,8 +57,8 @@ def test_help_config_lists_every_setting(capsys, name):
     lines = capsys.readouterr().out.splitlines()
     keys = [setting.key for setting in settings(COMMANDS[name].config())]
     assert [line.split()[0] for line in lines] == keys
-    assert lines[keys.index("model.path")].endswith(" required")
-    assert lines[keys.index("optimizer.lr")].endswith(" 1e-06")
+    assert " required  # Hugging Face directory" in lines[keys.index("model.path")]
+    assert lines[keys.index("optimizer.lr")].endswith(" 1e-06  # peak learning rate")
 
 
 @pytest.mark.parametrize("argv", [[], ["train"], ["rl", "--confg=x"]])

@@ -67,8 +67,8 @@ class StreamingWorker:
             self.sender = _Faulty(self.sender, lambda: os.kill(pid, number), messages)
         return self.sender.send(engines)
 
-    def stream_prints(self, engines):
-        return self.sender.prints(engines)
+    def stream_fingerprints(self, engines):
+        return self.sender.fingerprints(engines)
 
 
 class _Faulty:
@@ -76,7 +76,7 @@ class _Faulty:
 
     def __init__(self, sender, act, messages):
         self._sender, self._act, self._left = sender, act, messages
-        self.connect, self.prints = sender.connect, sender.prints
+        self.connect, self.fingerprints = sender.connect, sender.fingerprints
 
     def send(self, engines):
         read = self._sender.read

@@ -39,7 +39,7 @@ def group(tmp_path_factory):
     config = RLConfig(
         model=ModelConfig(path=str(model), dtype="float32", parallel=ParallelConfig(tensor=2)),
         rollout=RolloutConfig(engines=2, timeout_s=60),
-        stream=StreamConfig(verify="always", restarts=5, bucket_mib=1),
+        stream=StreamConfig(verify="always", restarts=4, bucket_mib=1),
         cluster=ClusterConfig(actor_ranks=2, stream_timeout_s=4, start_timeout_s=90),
     )
     notes = []
@@ -74,17 +74,11 @@ def check(group, version, restarts):
 
 
 def test_lost_engines_are_replaced_at_every_stage(group):
-    healthy = check(group, 0, restarts=0)
-
-    os.kill(pid_of(group, 1), KILL)  # before an update, or while nothing happens
-    time.sleep(0.5)
-    assert check(group, 0, restarts=1) == healthy  # found when it is asked
-    assert "engine 1 was lost while sampling" in group.notes[-1]
-
+    check(group, 0, restarts=0)
     pid = pid_of(group, 0)
     ray.get(group.trainer.members[1].send_signal_after.remote(KILL, pid, 5))
     update(group, 1)  # killed in the middle of it
-    check(group, 1, restarts=2)
+    check(group, 1, restarts=1)
     assert "engine 0 was lost in the update to version 1" in group.notes[-1]
 
     pid = pid_of(group, 1)
@@ -93,14 +87,15 @@ def test_lost_engines_are_replaced_at_every_stage(group):
     many = 30
     answers = group.generate(PROMPTS * many, SAMPLING, SEEDS * many)  # killed while it samples
     killer.join()
-    assert [[s.response_ids for s in group_] for group_ in answers] == check(group, 1, 3) * many
+    assert "engine 1 was lost while sampling" in group.notes[-1]
+    assert [[s.response_ids for s in group_] for group_ in answers] == check(group, 1, 2) * many
 
     pid = pid_of(group, 0)
     os.kill(pid, STOP)  # it does not die: it does not answer
     start = time.monotonic()
     update(group, 2)
     assert time.monotonic() - start < 60
-    check(group, 2, restarts=4)
+    check(group, 2, restarts=3)
     assert "engine 0 was lost before the update to version 2" in group.notes[-1]
     assert not os.path.exists(f"/proc/{pid}")
 

@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from megarlhf.cluster.launched import everywhere
 from megarlhf.cluster.placement import placement_of
+from megarlhf.cluster.torchrun_cluster import everywhere
 from megarlhf.config.placement_checks import check_placement
 from megarlhf.config.schema import (
     ClusterConfig,

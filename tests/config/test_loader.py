@@ -255,18 +255,26 @@ def test_unreadable_files(tmp_path):
 @pytest.mark.parametrize("cls", [RLConfig, SFTConfig, Outer])
 def test_describe_lists_every_setting(cls):
     table = describe(cls)
-    assert [key for key, _, _ in table] == [key for key, _, _ in settings_of(cls())]
-    required = [key for key, _, default in table if default == "required"]
+    assert [one.key for one in table] == [key for key, _, _ in settings_of(cls())]
+    required = [one.key for one in table if one.default == "required"]
     assert required == missing_required(cls())
 
 
 def test_describe_in_words():
-    table = {key: (kind, default) for key, kind, default in describe(RLConfig)}
+    described = {one.key: one for one in describe(RLConfig)}
+    table = {key: (one.kind, one.default) for key, one in described.items()}
     assert table["model.path"] == ("text", "required")
     assert table["model.recompute"] == ("one of none, selective, full", "none")
     assert table["optimizer.lr"] == ("a number", "1e-06")
     assert table["data.label_key"] == ("text or null", "null")
     assert table["train.resume"] == ("true or false", "true")
+    # From the field's own line, from the base's field that it changes, or none.
+    assert (
+        described["optimizer.clip_grad"].meaning == "largest global gradient norm; 0: no clipping"
+    )
+    assert described["ptx.data.max_samples"].meaning == described["data.max_samples"].meaning
+    assert described["ptx.data.split"].meaning.startswith("split of train; ")
+    assert described["optimizer.weight_decay"].meaning == ""
 
 
 def test_missing_required():

@@ -30,12 +30,12 @@ def batches(draw):
 
 
 @settings(max_examples=60, deadline=None)
-@given(batches(), st.sampled_from((1, 4)))
-def test_a_pack_says_the_same_of_every_sequence_with_less(sequences, multiple):
+@given(batches(), st.sampled_from((1, 4)), st.booleans())
+def test_a_pack_says_the_same_of_every_sequence_with_less(sequences, multiple, with_last):
     indices = range(len(sequences))
     whole, shared = (
-        collate(sequences, indices, pad_to_multiple=multiple, share=share)
-        for share in (False, True)
+        collate(sequences, indices, pad_to_multiple=multiple, share=share, with_last=last)
+        for share, last in ((False, True), (True, with_last))
     )
     lengths = [len(sequence.token_ids) for sequence in sequences]
     for of in (
@@ -49,22 +49,27 @@ def test_a_pack_says_the_same_of_every_sequence_with_less(sequences, multiple):
             dict(scatter(of(batch).double(), batch, lengths)) for batch in (shared, whole)
         )
         assert found == expected
-    for of in (lambda batch: batch.token_ids, lambda batch: batch.ends):
-        found, expected = (dict(last_values(of(b), b, lengths)) for b in (shared, whole))
-        assert found == expected
+    if with_last:
+        for of in (lambda batch: batch.token_ids, lambda batch: batch.ends):
+            found, expected = (dict(last_values(of(b), b, lengths)) for b in (shared, whole))
+            assert found == expected
     assert shared.loss_mask.sum() == whole.loss_mask.sum()
     assert shared.ends.sum() == len(sequences)
     if multiple == 1:
-        assert len(shared.token_ids) <= len(whole.token_ids)
+        left_out = 0 if with_last else len(sequences)
+        assert len(shared.token_ids) <= len(whole.token_ids) - left_out
 
 
 @settings(max_examples=100, deadline=None)
-@given(batches(), st.integers(4, 60), st.integers(1, 4), st.sampled_from((1, 4)))
-def test_groups_fit_and_can_be_dealt_wherever_sequences_can(sequences, tokens, multiple, pad):
-    groups = together(sequences, max_tokens=tokens, multiple=multiple, pad_to_multiple=pad)
+@given(batches(), st.integers(4, 60), st.integers(1, 4), st.sampled_from((1, 4)), st.booleans())
+def test_groups_fit_and_can_be_dealt_wherever_sequences_can(
+    sequences, tokens, multiple, pad, with_last
+):
+    way = {"pad_to_multiple": pad, "with_last": with_last}
+    groups = together(sequences, max_tokens=tokens, multiple=multiple, **way)
     assert sorted(i for group in groups for i in group.members) == list(range(len(sequences)))
     for group in groups:
-        packed = collate(sequences, group.members, pad_to_multiple=pad, share=True)
+        packed = collate(sequences, group.members, share=True, **way)
         assert group.tokens == sum(packed.lengths)
         assert group.tokens <= tokens or len(group.members) == 1
         assert len({beginning_of(sequences[index]) for index in group.members}) == 1

@@ -185,8 +185,8 @@ def test_scatter_refuses_other_shapes_and_lengths():
     packed = collate([Sequence([1, 2], [0.0, 1.0])], [0])
     with pytest.raises(ValueError, match=r"shape \[3\], the micro-batch \[2\]"):
         scatter(torch.zeros(3), packed, [2])
-    with pytest.raises(ValueError, match="3 tokens but was packed with 2"):
-        scatter(torch.zeros(2), packed, [3])
+    with pytest.raises(ValueError, match="4 tokens but was packed with 2"):
+        scatter(torch.zeros(2), packed, [4])
     assert scatter(torch.tensor([0.5, 9.0], dtype=torch.bfloat16), packed, [2]) == [(0, [0.0, 0.5])]
 
 

@@ -13,6 +13,7 @@ from megarlhf.report.metrics import MetricsLog
 
 TP2 = ("model.parallel.tensor=2", "cluster.actor_ranks=2")
 STEPS = 4  # of `whole_run`
+SFT_STEPS = 6  # of `whole_sft`
 TORCHRUN = Path(__file__).parents[2] / "launch" / "torchrun.sh"
 
 REWARD = """
@@ -154,6 +155,14 @@ def whole_run(tmp_path_factory, rl_command, run_cli) -> Path:
     """A run at TP=2 that was not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "run"
     run_cli(rl_command(out, *TP2, f"train.steps={STEPS}"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def whole_sft(tmp_path_factory, sft_command, run_cli) -> Path:
+    """Fine-tuning that was not interrupted, on this machine, saved half-way too."""
+    out = tmp_path_factory.mktemp("sft") / "run"
+    run_cli(sft_command(out, f"train.steps={SFT_STEPS}", "train.save_every=3"))
     return out
 
 

@@ -9,13 +9,14 @@ import shutil
 from megarlhf.models.spec import ModelSpec
 from tests.end_to_end.conftest import figures, under_torchrun
 
-# The actor in two parts, critic and reference on two stages; one rollout is the critic's alone.
+# Actor in two parts, critic on two stages, reference whole; one rollout is the critic's alone.
 PPO = (
     "algorithm.name=ppo",
     "model.parallel.tensor=2",
     "critic.parallel.pipeline=2",
-    "reference.parallel.pipeline=2",
-    *(f"cluster.{model}_ranks=2" for model in ("actor", "critic", "reference")),
+    "cluster.actor_ranks=2",
+    "cluster.critic_ranks=2",
+    "cluster.reference_ranks=1",
     "critic.optimizer.lr=1e-3",
     "critic.warmup_rollouts=1",
     "critic.export=true",

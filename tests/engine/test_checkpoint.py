@@ -129,3 +129,13 @@ def test_a_mixture_with_latent_attention_goes_on_under_another_layout(ranks, tmp
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_gpu_goes_on_from_its_checkpoint(ranks, llamas, saved, dtype):
+    directory, expected = saved("tp1", False, dtype)
+    for ours, theirs in zip(
+        go_on(ranks, llamas[False], directory, "tp1", dtype), expected, strict=True
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-5 if dtype == "float32" else 1e-2)

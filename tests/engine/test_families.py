@@ -221,3 +221,32 @@ def test_experts_that_cannot_be_grouped_are_refused(ranks, models):
     with pytest.raises(RankFailure, match="multiple of 16 bytes") as refused:
         ranks.run(2, run_engine, models["qwen3-moe"], parallel, settings, [], 0, None)
     assert refused.value.__cause__.where == "model.experts"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["qwen3-moe", "deepseek-v3", "gemma2"])
+def test_gpu_computes_what_hugging_face_does(ranks, models, family):
+    """Routers and experts one by one, latent attention, soft caps and windows."""
+    sequences = jobs.make_sequences(101, LENGTHS)
+    settings = ModelConfig(dtype="float32")
+    ((found, _),) = ranks.run(1, run_engine, models[family], {}, settings, sequences, 1, None)
+    for index, values in hugging_face_logprobs(models[family], sequences).items():
+        assert found[index] == pytest.approx(values, abs=5e-5)
+
+
+@pytest.mark.gpu
+def test_gpu_groups_experts(ranks, models):
+    """bf16's rounding apart: a digit or two of the gradient are alike."""
+    sequences = jobs.make_sequences(101, LENGTHS)
+    (single, steps), (grouped, grouped_steps) = (
+        ranks.run(
+            *(1, run_engine, models["qwen3-moe"], {}),
+            *(ModelConfig(dtype="bfloat16", experts=experts), sequences, 2, None),
+        )[0]
+        for experts in ("sequential", "grouped")
+    )
+    for index, values in single.items():
+        assert grouped[index] == pytest.approx(values, abs=5e-2)
+    for ours, theirs in zip(grouped_steps, steps, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-2)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=5e-2)

@@ -27,34 +27,48 @@ LAYOUTS = {
 }
 
 
-def test_every_step_is_that_of_adam_on_the_device():
-    """However late copies run; parameters take several loads, and one has no gradient."""
+def three_steps(adam, name, device="cpu"):
+    """Parameters, which take several loads and of which one has no gradient; and the optimizer."""
     generator = torch.Generator().manual_seed(0)
     sizes, settings = ((300, 7, 64), (5,)), {"lr": 1e-2, "weight_decay": 0.1}
-    made = [[torch.randn(size, generator=generator) for size in group] for group in sizes]
-    grads = [[torch.randn(3, size, generator=generator) for size in group] for group in sizes]
+    drawn = [[torch.randn(4, size, generator=generator) for size in group] for group in sizes]
+    params = [[tensor[3].to(device, copy=True) for tensor in group] for group in drawn]
+    before = params[0][1].clone()
+    optimizer = adam([{"params": params[0]}, {"params": params[1], "lr": 0.1}], **settings)
+    if adam is HostAdam:
+        optimizer.begin(threads=torch.get_num_threads())
+    for step in range(3):
+        for group, own in zip(params, drawn, strict=True):
+            for param, grads in zip(group, own, strict=True):
+                setattr(param, name, grads[step].to(device, copy=True))
+        setattr(params[0][1], name, None)
+        optimizer.step()
+    found = [param for group in params for param in group]
+    assert torch.equal(found[1], before)
+    return [param.cpu() for param in found], optimizer
 
-    def run(adam, name):
-        params = [[tensor.clone() for tensor in group] for group in made]
-        optimizer = adam([{"params": params[0]}, {"params": params[1], "lr": 0.1}], **settings)
-        if adam is HostAdam:
-            optimizer.begin(threads=torch.get_num_threads())
-        for step in range(3):
-            for group, own in zip(params, grads, strict=True):
-                for param, grad in zip(group, own, strict=True):
-                    setattr(param, name, grad[step].clone())
-            setattr(params[0][1], name, None)
-            optimizer.step()
-        return [param for group in params for param in group], optimizer
 
-    expected, _ = run(GroupStepAdam, "grad")
+def test_every_step_is_that_of_adam_on_the_device():
+    """However late copies run."""
+    expected, _ = three_steps(GroupStepAdam, "grad")
     with patch.object(host_adam, "LOAD", 64), late_streams():
-        found, optimizer = run(HostAdam, "decoupled_grad")
+        found, optimizer = three_steps(HostAdam, "decoupled_grad")
     assert all(map(torch.equal, found, expected))
-    assert torch.equal(found[1], made[0][1])
     assert [group["step"] for group in optimizer.param_groups] == [3, 3]
-    mains = [optimizer.get_unscaled_state(param, "master_param") for param in found]
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    mains = [optimizer.get_unscaled_state(param, "master_param") for param in params]
     assert all(map(torch.equal, mains, found))
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_streams_bring_the_same_bits():
+    expected, _ = three_steps(GroupStepAdam, "grad")
+    with patch.object(host_adam, "LOAD", 64):
+        found, _ = three_steps(HostAdam, "decoupled_grad", "cuda")
+    assert all(map(torch.equal, found, expected))
+    on_device, _ = three_steps(GroupStepAdam, "grad", "cuda")
+    for ours, theirs in zip(on_device, expected, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
 def train_either_way(rank, world, path, parallel, dtype, directory):

@@ -9,6 +9,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.engine import jobs
 from tests.engine.layouts import LAYOUTS
@@ -169,11 +170,17 @@ def test_a_batch_without_trained_tokens_is_refused(ranks, llamas):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gpu_trains_as_hugging_face_does(ranks, llamas, dtype):
-    """One rank; more need more devices. bf16 rounds to 3 digits, parameters keep fp32 copies."""
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_gpus_train_as_hugging_face_does(ranks, llamas, layout, dtype):
+    """As many layouts as there are devices for. bf16 rounds to 3 digits, with fp32 main copies."""
+    world, parallel = LAYOUTS[layout]
+    if torch.cuda.device_count() < world:
+        pytest.skip(f"fewer than {world} CUDA devices")
     sequences = jobs.make_sequences(101, LENGTHS, weighted=True)
     settings = {"dtype": dtype}
-    outcome = ranks.run(1, jobs.logprobs_and_train, llamas[False], {}, sequences, 2, settings, 0.8)
+    outcome = ranks.run(
+        world, jobs.logprobs_and_train, llamas[False], parallel, sequences, 2, settings, 0.8
+    )
     expected = hugging_face(llamas[False], LENGTHS, 2, weighted=True, temperature=0.8)
     tolerance = 1e-5 if dtype == "float32" else 3e-2
     for ours, theirs in zip(outcome[0][1], expected[1], strict=True):

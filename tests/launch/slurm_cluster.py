@@ -4,10 +4,10 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.launch.hosts import Hosts
+from tests.launch.processes import free_port, until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")
 SETTINGS = """
@@ -39,83 +39,12 @@ PartitionName=main Nodes=ALL Default=YES State=UP
 """
 
 
-@dataclass(frozen=True)
-class Node:
-    """A node: its address, and what comes before a command that shall run on it."""
-
-    name: str
-    address: str
-    hostname: str
-    port: int
-    prefix: tuple[str, ...] = ()
-
-
 def why_not() -> str | None:
     """Why this machine cannot have a Slurm, or None."""
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         return f"{', '.join(missing)} not installed (make cluster-packages)"
     return None if os.geteuid() == 0 else "Slurm's daemons need root"
-
-
-class Network:
-    """Hosts: network namespaces on a bridge with real addresses, or else loopback addresses."""
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self._folder = folder
-        self._numbers = range(1, count + 1)
-        self._number = os.getpid() % 250
-        self._bridge = f"mlbr{os.getpid()}"
-        self._spaces: list[str] = []
-        self.controller = "127.0.0.1"
-        try:
-            self.nodes = self._namespaces()
-            self.real = True
-        except subprocess.CalledProcessError:
-            self.close()
-            self.nodes = [
-                Node(f"n{n}", f"127.0.0.1{n}", socket.gethostname(), free_port())
-                for n in self._numbers
-            ]
-            self.controller, self.real = "127.0.0.1", False
-
-    def close(self) -> None:
-        """Remove what was made."""
-        for space in self._spaces:
-            _call("ip", "netns", "del", space, check=False)
-        _call("ip", "link", "del", self._bridge, check=False)
-        self._spaces = []
-
-    def _namespaces(self) -> list[Node]:
-        net = f"10.77.{self._number}"
-        _call("ip", "link", "add", self._bridge, "type", "bridge")
-        _call("ip", "addr", "add", f"{net}.254/24", "dev", self._bridge)
-        _call("ip", "link", "set", self._bridge, "up")
-        self.controller = f"{net}.254"
-        hosts = self._folder / "hosts"
-        names = [f"n{n}" for n in self._numbers]
-        # As on many machines, a node's own name is a loopback address: nothing may depend on names.
-        hosts.write_text(f"127.0.0.1 localhost {' '.join(names)}\n")
-        return [self._namespace(name, f"{net}.{n}", hosts) for n, name in enumerate(names, 1)]
-
-    def _namespace(self, name: str, address: str, hosts: Path) -> Node:
-        space, outer = f"ml{os.getpid()}{name}", f"mlv{os.getpid()}{name}"
-        _call("ip", "netns", "add", space)
-        self._spaces.append(space)
-        _call("ip", "link", "add", outer, "type", "veth", "peer", "name", "eth0", "netns", space)
-        _call("ip", "link", "set", outer, "master", self._bridge, "up")
-        inside = ("ip", "-n", space)
-        _call(*inside, "addr", "add", f"{address}/24", "dev", "eth0")
-        _call(*inside, "link", "set", "eth0", "up")
-        _call(*inside, "link", "set", "lo", "up")
-        enter = f'mount --bind {hosts} /etc/hosts; hostname {name}; exec "$@"'
-        prefix = (
-            *("nsenter", f"--net=/run/netns/{space}"),
-            *("unshare", "--mount", "--uts", "--propagation", "private"),
-            *("sh", "-c", enter, "sh"),
-        )
-        _call(*prefix, "true")
-        return Node(name, address, name, 17818, prefix)
 
 
 class SlurmCluster:
@@ -126,7 +55,7 @@ class SlurmCluster:
         nodes: How many.
 
     Attributes:
-        network: The nodes.
+        hosts: The nodes.
         environment: With which Slurm's commands find this cluster.
     """
 
@@ -139,7 +68,7 @@ class SlurmCluster:
         self.environment = kept | {"SLURM_CONF": str(folder / "slurm.conf")}
 
     def __enter__(self) -> "SlurmCluster":
-        self.network = Network(self.folder, self._nodes)
+        self.hosts = Hosts(self.folder, self._nodes, names=False)
         try:
             self._start()
         except BaseException:
@@ -160,7 +89,7 @@ class SlurmCluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
-        self.network.close()
+        self.hosts.close()
 
     def call(self, *words: str, check: bool = True) -> str:
         """What one of Slurm's commands prints."""
@@ -178,6 +107,18 @@ class SlurmCluster:
         """How often a job was queued again."""
         return int(self._field(job, "Restarts"))
 
+    def seconds_of(self, job: str) -> int:
+        """How long a job has run in this life."""
+        words = self._field(job, "RunTime").replace("-", ":").split(":")
+        return sum(
+            int(word) * unit
+            for word, unit in zip(reversed(words), (1, 60, 3600, 86400), strict=False)
+        )
+
+    def set_limit(self, job: str, minutes: int) -> None:
+        """Change a job's time limit."""
+        self.call("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
     def wait(self, job: str, seconds: float) -> str:
         """The state in which a job ended."""
         active = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING"}
@@ -189,11 +130,11 @@ class SlurmCluster:
         return next(w for w in text.split() if w.startswith(f"{name}=")).split("=", 1)[1]
 
     def _start(self) -> None:
-        folder, nodes = self.folder, self.network.nodes
+        folder, nodes = self.folder, self.hosts.all
         (folder / "state").mkdir()
         lines = SETTINGS.format(
             host=socket.gethostname(),
-            controller=self.network.controller,
+            controller=self.hosts.outside,
             port=free_port(),
             folder=folder,
         )
@@ -222,35 +163,3 @@ class SlurmCluster:
             self._daemons.append(
                 subprocess.Popen(words, env=self.environment, stdout=log, stderr=log)
             )
-
-
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
-
-
-def until(true: Callable[[], object], seconds: float, otherwise: str) -> None:
-    """Wait; fail after so many seconds."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.2)
-
-
-def _call(*words: str, check: bool = True) -> None:
-    subprocess.run(words, check=check, capture_output=True)
-
-
-def processes_with(text: str) -> dict[int, str]:
-    """The command lines of running processes that have `text` in them (zombies have none)."""
-    found = {}
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue  # it ended meanwhile
-        if text in line:
-            found[int(file.parent.name)] = line
-    return found

@@ -51,6 +51,12 @@ def test_a_killed_rank_comes_before_those_that_lost_it(tmp_path: Path):
     assert lines[-1].startswith("rank 3 failed first: killed by signal 9")
 
 
+def test_an_aborted_rank_comes_after_the_one_that_it_lost(tmp_path: Path):
+    leave(tmp_path, 0, 20.0, "ValueError: the cause")
+    (tmp_path / "torchrun.log").write_text(AGENT.replace("-9", "-6"))  # NCCL's watchdog
+    assert shown(tmp_path).splitlines()[-1] == "ValueError: the cause"
+
+
 def test_without_a_record_the_end_of_a_log_is_shown(tmp_path: Path):
     assert "no rank left a word" in shown(tmp_path)
     (tmp_path / "stderr.log").write_text("one\ntwo\n")

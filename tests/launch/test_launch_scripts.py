@@ -1,4 +1,7 @@
-"""The launch scripts: the commands they would run, their errors, and real runs on this machine."""
+"""torchrun.sh and iterate.sh: what they would run, their errors, signals; and what all scripts share.
+
+Real runs by torchrun.sh are in end_to_end/, such as test_sft.py and test_two_hosts.py.
+"""
 
 import re
 import shlex
@@ -10,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch.processes import processes_with
 from tests.launch.scripts import LAUNCH, command_lines, environment, program, run
 
 TORCHRUN = LAUNCH / "torchrun.sh"
 ITERATE = LAUNCH / "iterate.sh"
 LOGGING = "--redirects=3 --tee=0:1 --role= --signals-to-handle=SIGQUIT --shutdown-timeout=5 "
+PREFIX = "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE='$role_name'"
 
 
 def planned(output: str) -> list[list[str]]:
@@ -30,28 +35,28 @@ def test_torchrun_dry_run_on_one_node():
     done = run(TORCHRUN, *options, "--", "sft", "--config", "a b.yaml", "x=[1, 2]")
     assert done.returncode == 0, done.stderr
     assert planned(done.stdout) == command_lines(
-        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {sys.executable} -m torch.distributed.run "
+        f"OMP_NUM_THREADS=1 MEGARLHF_STOP_FILE=LOGS/stop {PREFIX} {sys.executable} "
+        "-m torch.distributed.run "
         f"--nproc-per-node=2 --standalone --local-addr=127.0.0.1 --log-dir=LOGS {LOGGING}"
         "-m megarlhf sft --config 'a b.yaml' 'x=[1, 2]'"
     )
-    assert "--log-dir=megarlhf-logs/" in done.stdout
+    assert f"--log-dir={Path.cwd()}/megarlhf-logs/" in done.stdout
     seen = environment(CUDA_VISIBLE_DEVICES="2,5,6")
     assert "--nproc-per-node=3 " in run(TORCHRUN, "--dry-run", "--", "sft", env=seen).stdout
     done = run(TORCHRUN, "--dry-run", "--", "sft", "output.dir=OUT")
-    assert "--log-dir=OUT/logs/" in done.stdout
+    assert f"--log-dir={Path.cwd()}/OUT/logs/" in done.stdout
 
 
 def test_torchrun_dry_run_on_two_nodes():
-    options = (
-        "--nproc 8 --nnodes 2 --node-rank 1 --master-addr h0 --master-port 3000 --log-dir logs"
-    )
-    words = shlex.split(options + " --dry-run -- dpo")
+    options = "--nproc 8 --nnodes 2 --node-rank 1 --master-addr 10.0.0.7 --master-port 3000"
+    words = shlex.split(options + " --log-dir logs --dry-run -- dpo")
     outer = {"MEGARLHF_STOP_FILE": "/of/the/job"}
     done = run(TORCHRUN, *words, env=environment(OMP_NUM_THREADS="4") | outer)
     assert done.returncode == 0, done.stderr
     assert planned(done.stdout) == command_lines(
-        f"OMP_NUM_THREADS=4 MEGARLHF_STOP_FILE=/of/the/job {sys.executable} -m torch.distributed.run "
-        "--nproc-per-node=8 --nnodes=2 --node-rank=1 --master-addr=h0 --master-port=3000 "
+        f"OMP_NUM_THREADS=4 MEGARLHF_STOP_FILE=/of/the/job {PREFIX} {sys.executable} "
+        "-m torch.distributed.run "
+        "--nproc-per-node=8 --nnodes=2 --node-rank=1 --master-addr=10.0.0.7 --master-port=3000 "
         f"--log-dir=LOGS {LOGGING}-m megarlhf dpo"
     )
 
@@ -93,25 +98,6 @@ def test_no_such_python():
     done = run(TORCHRUN, "--nproc", "1", "--", "sft", env=environment(PYTHON="/none/python"))
     assert done.returncode == 1
     assert "no Python at '/none/python'" in done.stderr
-
-
-@pytest.mark.slow
-def test_torchrun_runs_two_processes(tmp_path: Path):
-    logs = tmp_path / "logs"
-    done = run(TORCHRUN, "--nproc", "2", "--log-dir", str(logs), "--", "--version", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert f"logs of each rank: {logs}/" in done.stderr
-    printed = [file.read_text() for file in sorted(logs.glob("*/*/attempt_*/*/stdout.log"))]
-    assert len(printed) == 2
-    assert printed[0] == printed[1]
-    assert printed[0].strip()
-
-
-@pytest.mark.slow
-def test_torchrun_returns_the_failure(tmp_path: Path):
-    done = run(TORCHRUN, "--nproc", "2", "--", "no-such-command", cwd=tmp_path)
-    assert done.returncode == 1
-    assert "no-such-command" in done.stderr.splitlines()[-1]
 
 
 # A Python in which torchrun is ready and ...
@@ -156,19 +142,47 @@ def test_torchrun_ends_at_once_on_a_second_interrupt(tmp_path: Path):
     assert script.returncode == 128 + signal.SIGQUIT
 
 
+def test_nothing_is_left_of_a_torchrun_that_was_killed(tmp_path: Path):
+    mark = f"{tmp_path}/orphan"  # in a session of its own, as torchrun's ranks are
+    orphan = f"setsid bash -c 'echo ready; while :; do sleep 0.1; done' {mark} &\nsleep 0.5\n"
+    python = program(tmp_path / "python", READY.replace("echo ready", "") + orphan + "kill -9 $$\n")
+    script = start_torchrun(tmp_path, python)
+    assert processes_with(mark)
+    script.communicate(timeout=30)
+    assert script.returncode == 128 + signal.SIGKILL
+    assert processes_with(mark) == {}
+
+
+def test_two_runs_at_once_have_folders_of_their_own(tmp_path: Path):
+    python = program(tmp_path / "python", READY + STOPS)
+    runs = [start_torchrun(tmp_path, python) for _ in range(2)]
+    runs[0].send_signal(signal.SIGTERM)
+    runs[0].communicate(timeout=30)
+    assert (runs[0].returncode, runs[1].poll()) == (130, None)
+    runs[1].send_signal(signal.SIGTERM)
+    runs[1].communicate(timeout=30)
+    assert len(list(tmp_path.glob("logs/*"))) == 2
+
+
 def start_torchrun(folder: Path, python: Path) -> subprocess.Popen:
     """The script with a stand-in for Python, once that is ready."""
+    words = ["--nproc", "1", "--", "sft", f"output.dir={folder}"]
+    return start(TORCHRUN, *words, PYTHON=str(python))
+
+
+def start(script: Path, *words: str, **variables: str) -> subprocess.Popen:
+    """A script, once what it runs is ready."""
     # A shell cannot catch what was ignored before it began, as it is behind nohup and in the background.
     signals = ("env", "--default-signal=INT,HUP,QUIT")
-    script = subprocess.Popen(
-        [*signals, "bash", str(TORCHRUN), "--nproc", "1", "--", "sft", f"output.dir={folder}"],
-        env=environment(PYTHON=str(python)),
+    process = subprocess.Popen(
+        [*signals, "bash", str(script), *words],
+        env=environment(**variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert script.stdout.readline() == "ready\n"
-    return script
+    assert process.stdout.readline() == "ready\n"
+    return process
 
 
 # --- all --------------------------------------------------------------------------------------
@@ -200,6 +214,18 @@ def test_iterate_dry_run():
             f"data.train=json@{at}/generate/pairs.jsonl output.dir={at}/train\n"
         )
     assert command_lines(done.stdout) == command_lines(expected)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_iterate_passes_signals_on(tmp_path: Path, sent: signal.Signals):
+    stops = "trap 'echo got it; exit 130' TERM INT; echo ready; while :; do sleep 0.1; done"
+    python = program(tmp_path / "python", stops)
+    words = ["--model", "M", "--out", str(tmp_path / "out")]
+    script = start(ITERATE, "sft", *words, PYTHON=str(python))
+    script.send_signal(sent)
+    printed, _ = script.communicate(timeout=30)
+    assert (script.returncode, printed) == (130, "got it\n")
+    assert not list(tmp_path.rglob("done"))
 
 
 @pytest.mark.parametrize(

@@ -1,50 +1,70 @@
-"""A Ray cluster by hand: two loopback addresses as two machines."""
+"""ray.sh: what it would run, and what it refuses.
 
-import shlex
+The real thing is in end_to_end/test_two_hosts.py.
+"""
+
+import os
+import signal
+import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch.scripts import LAUNCH, environment, run
-from tests.launch.slurm_cluster import free_port, processes_with
+from tests.launch.processes import free_port, until
+from tests.launch.scripts import LAUNCH, command_lines, environment, program, run
 
 RAY = LAUNCH / "ray.sh"
-NODES = """
-import ray
-ray.init(log_to_driver=False, logging_level="ERROR")
-print(sorted(node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]))
-"""
 
 
-def test_two_machines_join_and_only_they_are_ended(tmp_path: Path):
-    port = free_port()
-    first, second = f"127.77.{port % 250}.1", f"127.77.{port % 250}.2"
-    at = ["--dir", str(tmp_path)]
-    env = environment(RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S="0")
-    try:
-        done = run(RAY, "up", "--address", first, "--port", str(port), *at, env=env)
-        assert done.returncode == 0, done.stderr
-        join = done.stderr.strip().split("launch/ray.sh up ")[1].split()
-        done = run(RAY, "up", *join, "--address", second, *at, env=env)
-        assert done.returncode == 0, done.stderr
-        again = run(RAY, "up", *join, "--address", second, *at, env=env)
-        assert (again.returncode, "runs at" in again.stderr) == (1, True)
-
-        lines = [shlex.split(line) for line in run(RAY, "env", *at).stdout.splitlines()]
-        variables = dict(word.split("=", 1) for line in lines for word in line[1:])
-        client = [sys.executable, "-c", NODES]
-        found = subprocess.run(
-            client, env=env | variables, capture_output=True, text=True, timeout=60
-        )
-        assert found.stdout == f"['{first}', '{second}']\n", found.stderr
-    finally:
-        done = run(RAY, "down", *at, env=env)
+def test_dry_run(tmp_path: Path):
+    at = ["--dir", "a cluster", "--dry-run"]
+    done = run(RAY, "up", "--address", "10.0.0.1", *at, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "at 2 addresses" in done.stderr
-    assert processes_with(f"/tmp/ray-megarlhf-{first}") == {}
-    assert not list(Path("/tmp").glob(f"ray-megarlhf-{first[:-1]}*"))
+    variables, head = command_lines(done.stdout)
+    assert variables[1] == "RAY_ADDRESS=10.0.0.1:6379"
+    assert f"RAY_AUTH_TOKEN_PATH={tmp_path}/a cluster/token" in variables
+    assert {"--head", "--port=6379", "--node-ip-address=10.0.0.1"} <= set(head)
+    words = ["--join", "10.0.0.1:7000", "--address", "10.0.0.2"]
+    worker = command_lines(run(RAY, "up", *words, *at, cwd=tmp_path).stdout)[1]
+    assert {"--address=10.0.0.1:7000", "--node-ip-address=10.0.0.2"} <= set(worker)
+    assert "--head" not in worker
+
+
+def test_a_port_that_is_taken_is_said_at_once(tmp_path: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        words = ["--address", "127.0.0.1", "--port", port, "--dir", str(tmp_path)]
+        done = run(RAY, "up", *words)
+    assert done.returncode == 1
+    assert f"something listens on 127.0.0.1:{port} already" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_did_not_come_up_leaves_nothing(tmp_path: Path):
+    python = program(tmp_path / "python", "echo no Ray here; exit 1\n")
+    folder = tmp_path / "ray"
+    words = ["--address", "127.0.0.1", "--port", str(free_port()), "--dir", str(folder)]
+    done = run(RAY, "up", *words, env=environment(PYTHON=str(python)))
+    assert done.returncode == 1
+    assert "Ray did not start: no Ray here" in done.stderr
+    assert [file.name for file in folder.iterdir()] == ["127.0.0.1.log"]
+
+
+def test_an_interrupted_up_ends_what_it_started(tmp_path: Path):
+    python = program(tmp_path / "python", "while :; do sleep 0.1; done\n")
+    folder = tmp_path / "ray"
+    words = ["up", "--address", "127.0.0.1", "--port", str(free_port()), "--dir", str(folder)]
+    script = subprocess.Popen(
+        ["env", "--default-signal=INT", "bash", str(RAY), *words],
+        env=environment(PYTHON=str(python)),
+    )
+    until((folder / "127.0.0.1.pid").exists, 20, "nothing was started")
+    pid = int((folder / "127.0.0.1.pid").read_text())
+    script.send_signal(signal.SIGINT)
+    assert script.wait(timeout=60) == 130
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
 
 
 @pytest.mark.parametrize(
@@ -55,8 +75,9 @@ def test_two_machines_join_and_only_they_are_ended(tmp_path: Path):
         ("up --join host", 2, "--join takes ADDRESS:PORT"),
         ("up --join host:99", 2, "the port of --join takes a whole number"),
         ("up --address ::1", 2, "--address takes a name or an IPv4 address, not '::1'"),
+        ("up --address localhost", 1, "or as a loopback address only"),
         ("up --address host --port 07000", 2, "--port takes a whole number from 1024 to 65534"),
-        ("up --join no-host.invalid:7000", 1, "no-host.invalid cannot be reached"),
+        ("up --join no-host.invalid:7000", 1, "no-host.invalid is not found here"),
         ("up --join 127.0.0.1:7000", 1, "copy it from 127.0.0.1"),
         ("env", 1, "no cluster in"),
     ],

@@ -46,12 +46,14 @@ def planned(fake_slurm: Path, folder: Path, *words: str) -> list[list[str]]:
 def test_rl_runs_on_a_ray_cluster(fake_slurm: Path, tmp_path: Path):
     logs = f"{tmp_path}/slurm-5003-logs/start-0"
     lines = planned(fake_slurm, tmp_path, "--wait", "60", "--", "rl", "--config", "c", "a.b=[1, 2]")
-    made, stop, check, ray, head, worker, joined, driver = lines
-    assert made == ["mkdir", "-p", logs]
+    made, stop, check, ray, head, worker, joined, driver, down = lines
+    assert made == ["mkdir", "-p", f"{logs}/driver", f"{logs}/ray-n1", f"{logs}/ray-n2"]
     assert stop == ["export", f"MEGARLHF_STOP_FILE={logs}/stop"]
     script = str(LAUNCH / "check_node.py")
     addresses = ["127.0.0.11", "127.0.0.12"]
-    assert check == [*STEP, sys.executable, script, "--shared", logs, *addresses]
+    # All that is wrong, of all nodes, in whole lines.
+    every = [word.replace("bad-exit=1", "bad-exit=0") for word in STEP if word != "--unbuffered"]
+    assert check == [*every, sys.executable, script, "--shared", logs, *addresses]
     assert ray[:3] == ["export", "RAY_ADDRESS=127.0.0.11:20006", "RAY_AUTH_MODE=token"]
     for number, (line, address) in enumerate(zip((head, worker), addresses, strict=True)):
         node = f"n{number + 1}"
@@ -68,27 +70,19 @@ def test_rl_runs_on_a_ray_cluster(fake_slurm: Path, tmp_path: Path):
         *(sys.executable, "-m", "megarlhf", "rl"),
         *("--config", "c", "a.b=[1, 2]"),
     ]
+    assert down == ["touch", f"{logs}/down"]
 
 
 def test_offline_methods_run_by_torchrun(fake_slurm: Path, tmp_path: Path):
     (tmp_path / "env").touch()
-    words = [
-        "--no-check",
-        "--nproc",
-        "8",
-        "--env-file",
-        "env",
-        "--log-dir",
-        "L",
-        "--",
-        "sft",
-        "a=b",
-    ]
+    words = shlex.split("--no-check --nproc 8 --env-file env --log-dir L -- sft a=b")
     line = planned(fake_slurm, tmp_path, *words)[-1]
-    logs = f"{tmp_path}/L/start-0"
-    sourced = ["bash", "-c", 'set -a; source "$0"; set +a; exec "$@"', f"{tmp_path}/env"]
+    logs = f"{tmp_path}/L/5003/start-0"
+    bash = line[len(STEP) : len(STEP) + 4]
+    assert (bash[:2], bash[3]) == (["bash", "-c"], f"{tmp_path}/env")
+    assert bash[2].endswith('; set -a; source "$0"; set +a; exec "$@"')
     assert line == [
-        *(*STEP, *sourced, "env", f"PYTHON={sys.executable}", str(LAUNCH / "torchrun.sh")),
+        *(*STEP, *bash, "env", f"PYTHON={sys.executable}", str(LAUNCH / "torchrun.sh")),
         *("--log-dir", logs, "--nproc", "8", "--nnodes", "2"),
         *("--master-addr", "127.0.0.11", "--master-port", "20006", "--", "sft", "a=b"),
     ]
@@ -165,6 +159,7 @@ def test_submit_writes_the_line_for_sbatch():
         ("--nodes none -- rl", "--nodes takes a whole number"),
         ("--gpus 0 -- rl", "--gpus takes a whole number from 1"),
         ("--account -- rl", "--account needs a value"),
+        ("--sbatch --array=1-4 -- rl", "an array would run this very line"),
         ("--cores 2 -- rl", "unknown option '--cores'"),
     ],
 )

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
-from megarlhf.models.weights.loading import load_huggingface
+from megarlhf.models.weights.loading import load_pretrained
 from megarlhf.parallel.topology import Topology
 from tests.models.tiny import StandIn, read_tensors, stand_ins, write_llama
 
@@ -25,7 +25,7 @@ def model(tmp_path):
 def load(directory, topology=TP2, rank=1):
     spec = ModelSpec.read(directory)
     chunks = stand_ins(spec, topology, rank)
-    load_huggingface(spec, topology, rank, chunks)
+    load_pretrained(spec, topology, rank, chunks)
     return chunks
 
 
@@ -156,10 +156,10 @@ def test_the_map_and_the_model_must_agree(model):
     held = parameters_of(spec, TP2, rank=0)
     with pytest.raises(ValueError, match=r"without an entry .*surplus\.weight"):
         surplus = replace(held[0], name="surplus.weight")
-        load_huggingface(spec, TP2, 0, [StandIn([*held, surplus])])
+        load_pretrained(spec, TP2, 0, [StandIn([*held, surplus])])
     with pytest.raises(ValueError, match="the layout map says"):
         wider = replace(held[0], shape=(held[0].shape[0], 33))
-        load_huggingface(spec, TP2, 0, [StandIn([wider, *held[1:]])])
+        load_pretrained(spec, TP2, 0, [StandIn([wider, *held[1:]])])
 
 
 def test_ranks_read_only_their_own_slices(model, monkeypatch):

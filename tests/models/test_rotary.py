@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, rotate_half
 
 from megarlhf.errors import UserError
 from megarlhf.models.rotary import PackedLayout, PackedRotaryEmbedding, frequencies
@@ -72,9 +72,27 @@ def test_angles_follow_the_position_in_each_sequence():
     raw = {"model_type": "llama", **CONFIG}
     positions = torch.tensor([0, 1, 2, 0, 1])
     rotary = PackedRotaryEmbedding(frequencies(raw, 8)[0])
-    angles = rotary(PackedLayout((3, 2), positions, 3))
-    cos, _ = LlamaRotaryEmbedding(LlamaConfig(**raw))(torch.zeros(1), positions[None])
-    assert torch.equal(angles.cos()[:, 0, 0], cos[0])
+    layout = PackedLayout((3, 2), positions, 3)
+    assert rotary(layout) is None  # Megatron turns nothing
+    cos, sin = LlamaRotaryEmbedding(LlamaConfig(**raw))(torch.zeros(1), positions[None])
+    assert torch.equal(layout.turn.cosine[:, 0], cos[0])
+    assert torch.equal(layout.turn.sine[:, 0, 4:], sin[0, :, 4:])
+
+
+def test_turning_has_the_gradient_of_hugging_face():
+    """Seen in fp64: 2e-16."""
+    generator = torch.Generator().manual_seed(0)
+    heads, upstream = torch.randn(2, 5, 3, 8, dtype=torch.float64, generator=generator)
+    layout = PackedLayout((5,), torch.arange(5), 5)
+    PackedRotaryEmbedding(frequencies({"model_type": "llama", **CONFIG}, 8)[0])(layout)
+    cos, sin = layout.turn.cosine.double(), layout.turn.sine.double()
+    sin = torch.cat((sin[..., 4:], sin[..., 4:]), dim=-1)
+    ours, theirs = (heads.clone().requires_grad_() for _ in range(2))
+    turned, expected = layout.turn.of(ours), theirs * cos + rotate_half(theirs) * sin
+    turned.backward(upstream)
+    expected.backward(upstream)
+    torch.testing.assert_close(turned, expected, rtol=0, atol=1e-15)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-15)
 
 
 LONG = {"rope_type": "longrope", "factor": 4.0, "short_factor": [1.0], "long_factor": [4.0]}

@@ -50,9 +50,9 @@ def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
 class StandIn:
     """Holds what a Megatron chunk would, without Megatron: enough to load and to stream."""
 
-    def __init__(self, parameters: Iterable[Parameter]) -> None:
+    def __init__(self, parameters: Iterable[Parameter], device: torch.device | str = "cpu") -> None:
         nan = float("nan")  # what nobody sets shows
-        self._parameters = {p.name: torch.full(p.shape, nan) for p in parameters}
+        self._parameters = {p.name: torch.full(p.shape, nan, device=device) for p in parameters}
 
     def named_parameters(self) -> Iterable[tuple[str, torch.Tensor]]:
         return self._parameters.items()

@@ -7,7 +7,7 @@ from megarlhf.errors import UserError
 from megarlhf.parallel.context import zigzag_indices
 from megarlhf.parallel.launched import LaunchedRank
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 
 
 def megatron_groups(rank, world, layouts):

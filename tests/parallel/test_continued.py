@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from megarlhf.parallel.continued import continued_runs
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 from megarlhf.parallel.scored_attention import Scoring
 from tests.parallel.attention import GROUPS, HEADS, NEITHER, SCALE, SIZE, assert_close, plain
 
-BEGINNINGS = (7, 4)
-OWN = ((5, 5, 2), (5, 3))  # of the sequences that go on from each
+BEGINNINGS = (7, 4, 4, 4)
+OWN = ((5, 0), (5, 0), (2, 0), (5, 1), (3, 1), (6, 2), (2, 3))  # length, and which goes before
 ALONE = 6
-LENGTHS = (*BEGINNINGS, *OWN[0], *OWN[1], ALONE)
-STARTS = (0, 0, 7, 7, 7, 4, 4, 0)
-BEHIND = (-1, -1, 0, 0, 0, 1, 1, -1)
+LENGTHS = (*BEGINNINGS, *(length for length, _ in OWN), ALONE)
+STARTS = (0, 0, 0, 0, *(BEGINNINGS[before] for _, before in OWN), 0)
+BEHIND = (-1, -1, -1, -1, *(before for _, before in OWN), -1)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,8 @@ def test_it_is_the_attention_of_whole_sequences(scoring):
 
     leaves = [tensor.clone().requires_grad_() for tensor in packed[:3]]
     continued = continued_runs(LENGTHS, STARTS, BEHIND, torch.device("cpu"))
-    assert [len(run.rows) for run in continued] == [2, 1, 1, 1]
+    # Of the three of 4 tokens one has 8 queries, one 6, which are filled up, and one too few for that.
+    assert [run.queries.shape for run in continued] == [(2, 8), (1, 2), (1, 12)]
     out = packed_attention(*leaves, LENGTHS, scale=SCALE, scoring=scoring, continued=continued)
     found = [out.detach(), *torch.autograd.grad(out, leaves, packed[3])]
     assert_close(found, [own, *sums])

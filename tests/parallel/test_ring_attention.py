@@ -6,7 +6,7 @@ Seen on CPU in fp64: 1.2e-15 at most, relative to the largest value; on one rank
 import pytest
 import torch
 
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 from megarlhf.parallel.scored_attention import Scoring
 from tests.parallel import jobs
 from tests.parallel.attention import (

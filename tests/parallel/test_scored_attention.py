@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megarlhf.parallel import scored_attention
-from megarlhf.parallel.ring_attention import packed_attention
+from megarlhf.parallel.packed_attention import packed_attention
 from megarlhf.parallel.scored_attention import ScoredBlock, Scoring
 from tests.parallel import jobs
 from tests.parallel.attention import LENGTHS, SCALE, assert_close, draw, plain, whole

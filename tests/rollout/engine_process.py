@@ -16,8 +16,8 @@ from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
 from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 from megarlhf.sync.engine_layout import EngineTopology
+from megarlhf.sync.fingerprints import compare
 from megarlhf.sync.link import StreamInfo, serve_store
-from megarlhf.sync.prints import compare
 from megarlhf.sync.sender import Sender
 from tests.models.tiny import StandIn
 
@@ -92,7 +92,8 @@ class EngineProcess(Process):
     """A `VllmEngine` in a new process."""
 
     def __init__(self, settings: EngineSettings, *, packed: bool = True) -> None:
-        super().__init__(_serve, settings, engine_environment(1, on_gpu=False, packed=packed))
+        on_gpu = torch.cuda.is_available()
+        super().__init__(_serve, settings, engine_environment(1, on_gpu=on_gpu, packed=packed))
 
 
 def _serve(connection: Any, settings: EngineSettings, environment: dict[str, str]) -> None:
@@ -124,18 +125,24 @@ class Trainer:
     """Ranks of a trainer without Megatron: what each would hold of given tensors, and its sender."""
 
     def __init__(
-        self, path: Path, topology: Topology, engine: EngineTopology, **settings: Any
+        self,
+        path: Path,
+        topology: Topology,
+        engine: EngineTopology,
+        device: torch.device = CPU,
+        **settings: Any,
     ) -> None:
         self.spec = ModelSpec.read(path)
-        self.topology, self.engine = topology, engine
+        self.topology, self.engine, self._device = topology, engine, device
         self._store = serve_store("127.0.0.1", timeout_s=60)
-        self._settings = {"transport": "gloo", "bucket_bytes": 100_000, "timeout_s": 60, **settings}
+        common = {"transport": "gloo", "bucket_bytes": 100_000, "timeout_s": 60}
+        self._settings = {**common, "dtype": "float32", **settings}
         self._links = 0
         self._chunks = []
         for rank in range(topology.world):
             held = parameters_of(self.spec, topology, rank)
             parts = [[p for p in held if p.chunk == chunk] for chunk in range(topology.vpp)]
-            self._chunks.append([StandIn(part) for part in parts])
+            self._chunks.append([StandIn(part, device) for part in parts])
         self.senders = [Sender(self.spec, chunks, rank) for rank, chunks in enumerate(self._chunks)]
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -158,7 +165,6 @@ class Trainer:
             host="127.0.0.1",
             port=self._store.port,
             name=f"link{self._links}",
-            dtype="float32",
             **self._settings,
         )
 
@@ -167,7 +173,7 @@ class Trainer:
         engine.wait(engine.start("ready"), timeout_s=300)
         info = self.info(number)
         joining = engine.start("join_stream", info.as_dict())
-        self._on_every_rank(lambda sender: sender.connect(info, CPU))
+        self._on_every_rank(lambda sender: sender.connect(info, self._device))
         engine.wait(joining)
 
     def update(self, engines: dict[int, EngineProcess], version: int) -> list[dict[int, Any]]:
@@ -184,10 +190,10 @@ class Trainer:
 
     def verify(self, engines: dict[int, EngineProcess]) -> int:
         """Compare fingerprints; how many rectangles they are of."""
-        of_ranks = [sender.prints(list(engines)) for sender in self.senders]
+        of_ranks = [sender.fingerprints(list(engines)) for sender in self.senders]
         count = 0
         for number, engine in engines.items():
-            for worker, prints in enumerate(engine.call("stream_prints")):
+            for worker, prints in enumerate(engine.call("stream_fingerprints")):
                 expected = {}
                 for found in of_ranks:
                     expected |= found.get((number, worker), {})

@@ -1,12 +1,17 @@
 """What an engine is started with; no vLLM here."""
 
+import ast
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
 from megarlhf.errors import UserError
 from megarlhf.rollout.cpu_kernels import check_kernels, latent_settings
-from megarlhf.rollout.settings import engine_environment, stop_token_ids
+from megarlhf.rollout.settings import engine_environment, gpu_settings, stop_token_ids
+from tests.rollout.engine_process import settings_of
 from tests.sync.shapes import spec_of
 
 ONE = {"ranks": 1, "whole_experts": False}
@@ -32,7 +37,37 @@ def test_a_response_ends_at_every_eos_of_the_model(tmp_path, generation_config, 
 
 
 def test_on_a_gpu_only_the_scheduler_stays_in_the_process():
-    assert engine_environment(4, on_gpu=True) == {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    assert engine_environment(4, on_gpu=True) == {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
+    }
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({}, {}),
+        (
+            {"tensor_parallel": 2, "can_sleep": True},
+            {"distributed_executor_backend": "mp", "disable_custom_all_reduce": True},
+        ),
+    ],
+)
+def test_what_engines_on_gpus_are_told(tmp_path, monkeypatch, changed, told):
+    settings = settings_of(tmp_path, **changed)
+    assert gpu_settings(settings) == {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    found = gpu_settings(settings)
+    assert found == {"async_scheduling": False, **told}
+    assert found.keys() <= arguments_of_vllm()
+
+
+def arguments_of_vllm():
+    """Of an engine; read, not imported: that takes seconds."""
+    (folder,) = importlib.util.find_spec("vllm").submodule_search_locations
+    source = ast.parse(Path(folder, "engine", "arg_utils.py").read_text())
+    (cls,) = (n for n in source.body if isinstance(n, ast.ClassDef) and n.name == "EngineArgs")
+    return {node.target.id for node in cls.body if isinstance(node, ast.AnnAssign)}
 
 
 def test_on_cpus_the_engine_stays_in_its_process_and_off_the_cores(monkeypatch):

@@ -124,3 +124,18 @@ def test_begun_requests_survive_an_update(mode, versions):
         scheduler.version = 1
     collecting.join(timeout=10)
     assert [{*output.tokens} for _, output in found] == [versions] * 2
+
+
+def test_a_thread_that_goes_on_waits_for_what_another_has_begun():
+    settled = []
+    generation = Generation(Scheduler(), "wait", lambda: settled.append(threading.get_ident()))
+    generation.run(["p"], [None])
+    assert settled == []
+    other = threading.Thread(target=generation.run, args=(["p"], [None]))
+    other.start()
+    other.join(20)
+    assert settled == [other.ident]
+    with generation.paused():
+        assert settled == [other.ident, threading.get_ident()]
+    generation.run(["p"], [None])
+    assert len(settled) == 2

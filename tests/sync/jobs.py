@@ -11,12 +11,22 @@ from megarlhf.models.weights.export import export_huggingface
 from megarlhf.sync.engine_layout import engine_parameters
 from megarlhf.sync.landing import Landing
 from megarlhf.sync.sender import Sender
-from megarlhf.sync.transports import open_inlet
+from megarlhf.sync.shared_memory import SharedMemory
+from megarlhf.sync.transports import TRANSPORTS, Transport, open_inlet
 from tests.engine import jobs
 
 UPDATES = 2
 _live: list = []  # the inlet of the last stream: an engine's link lasts as long as the engine
 CPU = torch.device("cpu")
+
+
+class StagedMemory(SharedMemory):
+    """Live parameters cannot be shared: as on a GPU."""
+
+    in_place = False
+
+
+TRANSPORTS["staged_memory"] = Transport("cpu", StagedMemory, "cpu", any_node=False)
 
 
 def stream_train_stream(rank, world, path, parallel, infos, directory):

@@ -34,7 +34,7 @@ def write(description, connection):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(GPUS < 1, reason="no CUDA device")
-def test_another_process_writes_live_parameters():
+def test_another_process_writes_into_memory_that_is_opened_to_it():
     live = {
         "a": torch.zeros(3, 5, device="cuda"),
         "view": torch.zeros(100, dtype=torch.bfloat16, device="cuda")[20:60].view(4, 10),
@@ -76,6 +76,23 @@ def test_messages_over_nccl():
     assert torch.equal(message.cpu(), torch.arange(1000.0))
     process.join(20)
     assert process.exitcode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(GPUS < 2, reason="fewer than two CUDA devices")
+def test_an_engine_that_is_lost_costs_nccl_no_more_than_its_timeout():
+    """Both sides meet, then one is gone: the other's wait raises, and its process computes on."""
+    store = serve_store("127.0.0.1", timeout_s=60)
+    info = info_of(port=store.port, transport="nccl", timeout_s=10)
+    process = get_context("spawn").Process(target=send, args=(info,))
+    process.start()
+    link = Link(info, 0, torch.device("cuda", 0), store)
+    message = torch.zeros(1000, device="cuda")
+    link.receive(message, 1).wait()
+    process.join(20)
+    with pytest.raises(RuntimeError):
+        link.receive(message, 1).wait()
+    assert (torch.ones(10, device="cuda") + 1).sum().item() == 20
 
 
 @pytest.mark.gpu

@@ -103,7 +103,7 @@ def test_rows_land_where_they_belong_update_after_update(tmp_path, dtype):
     assert any(len(transfer) > 1 for transfer in cut)
     assert any(len(t) == 1 and t[0].last - t[0].first < t[0].move.source.shape[0] for t in cut)
     direct = [
-        in_one_piece([r.of(senders[rank].read(r.move)) for r in transfer], wire) is not None
+        in_one_piece([r.of(senders[rank].read(r.move)) for r in transfer], wire, CPU) is not None
         for rank in range(2)
         for transfer in cut
         if all(r.move.parameter in dict(chunks[rank][0].named_parameters()) for r in transfer)

@@ -55,7 +55,7 @@ def info_of(**changed):
         ("tp2.dp2", True, "bfloat16", 2, 1, "shared_memory"),
         ("tp2.pp2.sp", True, "float32", 1, 2, "gloo"),
         ("pp2.vpp2", False, "bfloat16", 2, 2, "gloo"),
-        ("pp2.vpp2", False, "float32", 1, 4, "shared_memory"),
+        ("pp2.vpp2", False, "float32", 1, 4, "staged_memory"),
     ],
 )
 def test_every_worker_of_every_engine_gets_the_bytes_it_keeps(
@@ -92,6 +92,8 @@ def test_every_worker_of_every_engine_gets_the_bytes_it_keeps(
             values = load_file(f"{file}.{update}")
             for parameter in engine_parameters(spec, engine, worker):
                 kept += parameter.kept * wire.itemsize
+                if transport == "staged_memory":
+                    assert values[parameter.name].isfinite().all()  # padding is cleared
                 for piece in parameter.pieces:
                     expected = truth[piece.tensor][piece.hf.slices]
                     got = values[parameter.name][piece.local.slices]
@@ -108,6 +110,21 @@ def test_every_worker_of_every_engine_gets_the_bytes_it_keeps(
     assert not list(DIRECTORY.glob("megarlhf-*"))  # unlinked while in use
 
 
+def test_nccl_answers_in_time_and_leaves_the_process_alone(monkeypatch):
+    """torch reads the variable where a group is made; the trainer's own groups keep their watchdog."""
+    name, seen = "TORCH_NCCL_BLOCKING_WAIT", []
+    monkeypatch.delenv(name, raising=False)
+
+    def make(store, rank, size, timeout):
+        seen.append((os.environ.get(name), rank, size, timeout.total_seconds()))
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", make, raising=False)
+    store = serve_store("127.0.0.1", timeout_s=1)
+    Link(info_of(port=store.port, timeout_s=7), 0, torch.device("cuda", 0), store)
+    assert seen == [("1", 0, 2, 7.0)]
+    assert name not in os.environ
+
+
 def test_an_engine_that_does_not_come_is_an_error_in_time():
     store = serve_store("127.0.0.1", timeout_s=1)
     with pytest.raises(RuntimeError, match=r"(?i)timed? ?out"):
@@ -122,6 +139,7 @@ def test_an_engine_that_does_not_come_is_an_error_in_time():
         ("cuda", True, False, "nccl"),
         ("cuda", False, False, "nccl"),
         ("cuda", True, True, "cuda_ipc"),
+        ("cuda", False, True, "gloo"),
     ],
 )
 def test_the_transport_follows_the_placement(device, one_node, colocated, found):
@@ -134,7 +152,7 @@ def test_the_transport_follows_the_placement(device, one_node, colocated, found)
     ("wanted", "device", "one_node", "colocated", "why"),
     [
         ("nccl", "cpu", True, False, "is for weights on cuda"),
-        ("gloo", "cuda", True, False, "is for weights on cpu"),
+        ("shared_memory", "cuda", True, False, "is for weights on cpu"),
         ("shared_memory", "cpu", False, False, "needs the engines on the machine"),
         ("nccl", "cuda", True, True, "share a GPU"),
         ("nccl_m2n", "cpu", True, False, "is for weights on cuda"),

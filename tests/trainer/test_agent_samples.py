@@ -21,7 +21,7 @@ from megarlhf.trainer.experience import (
     rollout_metrics,
 )
 from megarlhf.trainer.staleness import staleness
-from megarlhf.trainer.updates import sequences_in
+from megarlhf.trainer.updates import sequence_multiple
 
 MASKS = ([1, 1, 0, 0, 1], [1, 0, 1], [1, 0, 0, 1, 1, 0, 1], [1, 1])
 FIELDS = ("old_logprobs", "reference_logprobs", "old_values")
@@ -162,5 +162,5 @@ def test_how_many_sequences_can_be_dealt():
         cluster=replace(config.cluster, actor_ranks=8, critic_ranks=3),
         algorithm=replace(config.algorithm, updates_per_rollout=5),
     )
-    assert sequences_in(config, has_critic=False) == 2 * 2 * 5
-    assert sequences_in(config, has_critic=True) == 4 * 3 * 5
+    assert sequence_multiple(config, has_critic=False) == 2 * 2 * 5
+    assert sequence_multiple(config, has_critic=True) == 4 * 3 * 5

@@ -12,8 +12,8 @@ from megarlhf.data.records import Prompt
 from megarlhf.errors import UserError
 from megarlhf.rewards.tally import Tally
 from megarlhf.trainer.ahead import Ahead
+from megarlhf.trainer.rollout_source import advice_on
 from megarlhf.trainer.rollouts import InTurn, RolloutMaker
-from megarlhf.trainer.sources import advice_on
 from tests.trainer.made_up import Engines, Rewards
 
 CONFIG = RLConfig(
@@ -32,7 +32,7 @@ def maker(config=CONFIG, unscored=()):
         stream=PromptStream(prompts, seed=3), reward=Rewards(Tally, unscored), total_steps=6
     )
     engines = Engines()
-    made = RolloutMaker(config, inputs, engines, SimpleNamespace(sample=lambda: None))
+    made = RolloutMaker(config, inputs, engines, SimpleNamespace(to_engines=lambda: None))
     made.engines, made.inputs = engines, inputs
     return made
 

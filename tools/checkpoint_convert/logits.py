@@ -55,7 +55,7 @@ def _in_transformers(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
 def _in_megatron(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
     from megarlhf.models.build import build_chunks, transformer_config
     from megarlhf.models.rotary import PackedLayout
-    from megarlhf.models.weights.loading import load_huggingface
+    from megarlhf.models.weights.loading import load_pretrained
     from megarlhf.parallel.groups import join_world
     from megarlhf.parallel.pool import free_port
     from megarlhf.parallel.second_layout import SecondLayout
@@ -68,7 +68,7 @@ def _in_megatron(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
     with layout.active():
         config = transformer_config(spec, topology, dtype="float32")
         chunks = build_chunks(spec, config, topology, layout.groups, 0)
-        load_huggingface(spec, topology, 0, chunks)
+        load_pretrained(spec, topology, 0, chunks)
         positions = torch.arange(len(ids))
         logits = chunks[0].eval()(
             input_ids=ids[None],

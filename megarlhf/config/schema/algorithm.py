@@ -13,45 +13,45 @@ class AlgorithmConfig:
     What is null here is the algorithm's own: docs/algorithms.md lists its values.
     """
 
-    name: str = "grpo"
+    name: str = "grpo"  # a row of docs/algorithms.md
     file: str | None = None  # a Python file that defines ALGORITHM = Algorithm(...); replaces name
 
     # the policy's loss
-    clip_low: float | None = None  # the probability ratio is clipped to
-    clip_high: float | None = None  # [1 - clip_low, 1 + clip_high]
+    clip_low: float | None = None  # the ratio of probabilities is clipped at 1 - clip_low
+    clip_high: float | None = None  # and at 1 + clip_high
     dual_clip: float | None = None  # bounds the loss at -dual_clip * A where A < 0; null: no bound
-    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] | None = None
+    aggregation: Literal["token_mean", "sequence_mean", "sequence_sum"] | None = None  # of tokens
     entropy_coef: float = 0.0  # weight of the entropy bonus
-    correction: Literal["none", "tis", "icepop", "sequence_mask"] = "none"  # trainer/sampler ratio
-    correction_low: float = 0.5
-    correction_high: float = 5.0
+    correction: Literal["none", "tis", "icepop", "sequence_mask"] = "none"  # of sampler to trainer
+    correction_low: float = 0.5  # smallest and
+    correction_high: float = 5.0  # largest weight of the correction
 
     # KL to the reference
-    kl_coef: float | None = None  # 0: no reference model
-    kl_in: Literal["loss", "reward"] | None = None
-    kl_estimator: Literal["k1", "k2", "k3"] | None = None
-    kl_target: float | None = None  # adapt kl_coef to hold this KL (mean a token); null: fixed
-    kl_horizon: int = 10000  # samples in which the adaptive kl_coef changes by a fifth, at most
+    kl_coef: float | None = None  # weight of the KL; 0: no reference model
+    kl_in: Literal["loss", "reward"] | None = None  # where the KL to the reference is paid
+    kl_estimator: Literal["k1", "k2", "k3"] | None = None  # docs/algorithms.md
+    kl_target: float | None = None  # adapt kl_coef to hold this KL (mean per token); null: fixed
+    kl_horizon: int = 10000  # samples in which the adaptive kl_coef changes by at most a fifth
 
     # rewards of whole responses, in this order
     normalize_rewards: bool = False  # by their running mean and standard deviation
-    overlong_buffer: float | None = None  # last share of max_new_tokens that is penalized; 0: none
-    overlong_penalty: float = 1.0  # at the end of the buffer; grows from 0 at its beginning
-    length_penalty: float = 0.0  # for a response of max_new_tokens; in proportion for a shorter one
-    truncation_coef: float | None = None  # times the reward of a truncated one; < 0: replaces it
+    overlong_buffer: float | None = None  # last share of max_new_tokens, penalized; 0: none
+    overlong_penalty: float = 1.0  # at the end of that buffer; it grows from 0 at the beginning
+    length_penalty: float = 0.0  # for max_new_tokens; proportionally less for a shorter response
+    truncation_coef: float | None = None  # factor on a truncated one; < 0: replaces it
     reward_clip: float | None = None  # rewards are clipped to [-reward_clip, reward_clip]
 
     # advantages
-    gamma: float = 1.0  # discount a token
-    gae_lambda: float = 1.0  # with a critic
-    value_clip: float | None = 0.5  # most that a value moves in an update; null: no bound
-    advantage_normalization: Literal["none", "mean", "std"] | None = None  # over the batch's tokens
+    gamma: float = 1.0  # discount per token
+    gae_lambda: float = 1.0  # of generalized advantage estimation, with a critic
+    value_clip: float | None = 0.5  # most that a value may move in an update; null: no bound
+    advantage_normalization: Literal["none", "mean", "std"] | None = None  # over the tokens
 
     # what is trained on, and how often
-    dynamic_filtering: bool | None = None  # replace prompts whose samples all got one reward
-    max_refills: int = 10  # times a step samples replacements, before it takes what there is
+    dynamic_filtering: bool | None = None  # replace prompts whose samples all got the same reward
+    max_refills: int = 10  # how often a step samples replacements before it takes what it has
     epochs: int = 1  # passes over a rollout
-    updates_per_rollout: int = 1  # optimizer steps that a pass is cut into
+    updates_per_rollout: int = 1  # optimizer steps per pass
     max_logprob_gap: float | None = None  # stop when mean |log p sampler - log p actor| exceeds it
 
 
@@ -67,7 +67,7 @@ class CriticConfig:
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(lr=9e-6))
     warmup_rollouts: int = 0  # first rollouts, from which only the critic learns
-    export: bool = False  # write it beside the model at the end
+    export: bool = False  # write the critic beside the model at the end
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from typing import Literal
 class LoraConfig:
     """Adapters on the linears of a frozen model (LoRA); see docs/lora.md."""
 
-    rank: int = 0  # 0: train the whole model, unless path is given
+    rank: int = 0  # of the adapters; 0 trains the whole model, unless path is given
     alpha: float = 16.0  # the adapters' product is multiplied by alpha / rank
-    dropout: float = 0.0  # of the adapters' inputs, in training
-    target_modules: tuple[str, ...] = ("all-linear",)  # Hugging Face names: q_proj, down_proj, ...
-    rslora: bool = False  # alpha / sqrt(rank) instead
-    path: str | None = None  # go on from these adapters (PEFT's format): their rank, alpha, targets
-    base: Literal["full", "nf4"] = "full"  # the frozen linears' weights: as loaded, or in 4 bits
-    double_quant: bool = False  # base=nf4: the scales of its blocks in 8 bits
+    dropout: float = 0.0  # of the adapters' inputs, while training
+    target_modules: tuple[str, ...] = ("all-linear",)  # or names: q_proj, down_proj, ...
+    rslora: bool = False  # scale by alpha / sqrt(rank) instead
+    path: str | None = None  # adapters to continue from (PEFT), with their rank, alpha, targets
+    base: Literal["full", "nf4"] = "full"  # keep the frozen weights as they are (full) or in 4 bits
+    double_quant: bool = False  # base=nf4: keep its blocks' scales in 8 bits
 
     @property
     def is_on(self) -> bool:

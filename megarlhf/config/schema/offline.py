@@ -33,28 +33,28 @@ class RewardLossConfig:
 class PreferenceLossConfig:
     """The loss of DPO and its relatives."""
 
-    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # DPO, or IPO on means a token
-    beta: float = 0.1  # strength of the tie to the reference
-    label_smoothing: float = 0.0  # sigmoid only: share of pairs taken to be the wrong way round
+    kind: Literal["sigmoid", "ipo"] = "sigmoid"  # DPO, or IPO on means per token
+    beta: float = 0.1  # how strongly the policy is tied to the reference
+    label_smoothing: float = 0.0  # sigmoid only: share of pairs assumed to be the wrong way round
     nll_coef: float = 0.0  # weight of -log p of the chosen answer, a mean over its tokens
-    reference: Literal["online", "cached", "none"] = "online"  # each step, once, or reference-free
+    reference: Literal["online", "cached", "none"] = "online"  # in each step, once, or not at all
 
 
 @dataclass(frozen=True)
 class UnpairedLossConfig:
     """The loss of KTO."""
 
-    beta: float = 0.1  # strength of the tie to the reference
+    beta: float = 0.1  # how strongly the policy is tied to the reference
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
-    kl: Literal["mismatched", "opposite", "none"] = "mismatched"  # what the KL is estimated from
+    kl: Literal["mismatched", "opposite", "none"] = "mismatched"  # what it is estimated from
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """The model that is learned from, in a layout of its own on the same ranks."""
 
-    path: str = REQUIRED  # Hugging Face directory; the same tokenizer as model.path
+    path: str = REQUIRED  # Hugging Face directory; its tokenizer must be that of model.path
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
@@ -64,10 +64,10 @@ class DistillationLossConfig:
     """The loss of knowledge distillation."""
 
     divergence: Literal["forward", "reverse", "js"] = "forward"  # KL(teacher||student), ...
-    js_weight: float = 0.5  # js: the teacher's share in the mixture
+    js_weight: float = 0.5  # js: the teacher's share of the mixture
     temperature: float = 1.0  # of both distributions
-    top_k: int | None = None  # keep the teacher's best tokens and one for the rest; null: all
-    kd_coef: float = 0.5  # weight of the divergence; 1 - kd_coef is that of the data's -log p
+    top_k: int | None = None  # keep only the teacher's best tokens, and one for the rest; null: all
+    kd_coef: float = 0.5  # weight of the divergence; 1 - kd_coef weights the data's -log p
 
 
 @dataclass(frozen=True)

@@ -26,17 +26,17 @@ class ClusterConfig(MachinesConfig):
 
     actor_ranks: int = 1  # processes of the trained model: a multiple of tp*pp*cp
     critic_ranks: int | None = None  # processes of the critic; null: as many as the actor's
-    reference_ranks: int | None = None  # of the reference; null: in the actor's and its layout
+    reference_ranks: int | None = None  # processes of the reference; null: it is in the actor's
     reward_ranks: int = 1  # processes of each of reward.models
-    actor_nodes: int | None = None  # that its processes are spread over evenly; null: as they fit
-    critic_nodes: int | None = None
-    reference_nodes: int | None = None
-    reward_nodes: int | None = None
-    colocate: tuple[str, ...] = ()  # models on the same devices: all, or such as critic+reward
-    cpus_per_rank: float = 1.0  # CPU machines; on GPU machines each rank takes one GPU
-    threads_per_rank: int = 1  # torch threads of a CPU rank
-    start_timeout_s: float = 600.0
-    stream_timeout_s: float = 300.0  # the longest a weight update may take
+    actor_nodes: int | None = None  # nodes that they are spread over evenly; null: as they fit
+    critic_nodes: int | None = None  # the same for the critic
+    reference_nodes: int | None = None  # the same for the reference
+    reward_nodes: int | None = None  # the same for each reward model
+    colocate: tuple[str, ...] = ()  # models that share devices: all, or such as critic+reward
+    cpus_per_rank: float = 1.0  # on CPU machines; on GPU machines each rank takes one GPU
+    threads_per_rank: int = 1  # torch threads of a rank on a CPU
+    start_timeout_s: float = 600.0  # longest that all processes may take to start
+    stream_timeout_s: float = 300.0  # longest that a weight update may take
 
 
 @dataclass(frozen=True)

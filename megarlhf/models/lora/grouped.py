@@ -31,5 +31,14 @@ def grouped_adapters(
     down, up = (torch.stack(matrices) for matrices in zip(*pairs, strict=True))
     missing = -down.shape[1] % (ALIGNMENT // down.element_size())
     down, up = F.pad(down, (0, 0, 0, missing)), F.pad(up, (0, missing))  # zeros add nothing
-    inner = F.grouped_mm(adapters[0].dropped(tokens), down.transpose(1, 2), offs=ends)
-    return adapters[0].scaling * F.grouped_mm(inner, up.transpose(1, 2), offs=ends)
+    inner = grouped_product(adapters[0].dropped(tokens), down, ends)
+    return adapters[0].scaling * grouped_product(inner, up, ends)
+
+
+def grouped_product(
+    tokens: torch.Tensor, matrices: torch.Tensor, ends: torch.Tensor
+) -> torch.Tensor:
+    """[T, in] in the order of their experts times each one's own of [experts, out, in]: [T, out]."""
+    if not len(tokens):  # no kernel is asked for nothing; the matrices get their gradient, zeros
+        return tokens @ matrices.sum(0).t()
+    return F.grouped_mm(tokens, matrices.transpose(1, 2), offs=ends)

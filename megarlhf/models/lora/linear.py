@@ -39,13 +39,15 @@ class LinearAdapter(nn.Module):
     Only tensors with r columns travel between ranks, beside what the linear itself sends.
 
     Args:
-        linear: Megatron's; its weight is there.
-        kind: How its weight is cut.
-        shapes: Of this rank's A and B.
-        row_source: For every row of B which of the n adapters it belongs to, -1 for none.
-        stacked: The rows are those of gate, then those of up.
+        linear: Megatron's linear, with its weight.
+        kind: How the linear's weight is cut.
+        shapes: The shapes of this rank's A and B.
+        row_source: For every row of B, which of the n adapters it belongs to; -1 for none.
+        stacked: Whether the rows are those of gate, then those of up.
         adapter: Rank, scaling, dropout.
-        switch: The model's.
+        switch: Turns the model's adapters off and on.
+        config: Megatron's configuration of the model.
+        group: The tensor-parallel group, over which the linear is cut.
     """
 
     def __init__(

@@ -14,7 +14,12 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights import fingerprint, publishing
 from megarlhf.models.weights.export import SHARD_BYTES, finish
 from megarlhf.models.weights.huggingface_files import HuggingFaceFiles
-from megarlhf.models.weights.loading import WeightFiles, check_names, check_share, open_weights
+from megarlhf.models.weights.loading import (
+    WeightFiles,
+    check_fingerprints,
+    check_names,
+    open_weights,
+)
 from megarlhf.models.weights.row_files import RowFiles
 from megarlhf.models.weights.safetensors_format import plan_shards
 
@@ -38,7 +43,7 @@ def merge(base: Path, adapters: Path, directory: Path, dtype: torch.dtype | None
     head = peft_config.head_of(adapters)
     spec = ModelSpec.read(base) if head is None else ModelSpec.read(base, scalar_head=head)
     source = _Source.open(peft_config.read(adapters, spec), adapters)
-    check_share(source.weights, list(spec.tensors))
+    check_fingerprints(source.weights, list(spec.tensors))
     base_print.check(adapters, spec)
     stored = source.weights.tensors
     kinds = {

@@ -101,7 +101,7 @@ def _is_ignored(spec: ModelSpec, name: str) -> bool:
 
 
 @torch.no_grad()
-def load_huggingface(
+def load_pretrained(
     spec: ModelSpec, topology: Topology, rank: int, chunks: Sequence[torch.nn.Module]
 ) -> None:
     """Set this rank's parameters from the spec's directory, reading only what it holds.
@@ -120,7 +120,7 @@ def load_huggingface(
     """
     files = open_weights(spec)
     check_names(spec, files)
-    check_share(files, list(spec.tensors)[rank :: topology.world])
+    check_fingerprints(files, list(spec.tensors)[rank :: topology.world])
     if rank == 0:
         check_tied(spec, files)
     live = [dict(chunk.named_parameters()) for chunk in chunks]
@@ -147,7 +147,7 @@ def load_huggingface(
         raise ValueError(f"parameters without an entry in the layout map: {left}")
 
 
-def check_share(files: WeightFiles, names: Sequence[str]) -> None:
+def check_fingerprints(files: WeightFiles, names: Sequence[str]) -> None:
     """Some of the tensors are those that the directory's fingerprint, if there is one, was taken of.
 
     Raises:

@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from megarlhf.cluster.device_turns import Separate
 from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.turns import Separate
 from megarlhf.config.schema import AlgorithmConfig, RLConfig
-from megarlhf.trainer.agent_sampling import Sampler
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.rl_inputs import RLInputs
 from megarlhf.trainer.rollouts import InTurn, Phase, RolloutMaker
+from megarlhf.trainer.samplers import Sampler
 
 
 def advice_on(algorithm: AlgorithmConfig) -> str | None:
-    """What to know about a correction that does not correct for samples of older weights."""
+    """A warning where the correction does not correct for samples of older weights; else None."""
     if algorithm.correction == "none":
         return (
             "algorithm.correction=none: tokens sampled from older weights are trained on as if they "
@@ -37,16 +37,16 @@ def rollouts_of(
     phase: Phase,
     note: Callable[[str], None],
 ) -> Iterator[InTurn | Ahead]:
-    """As ``rollout.async_steps`` says.
+    """Yields the source of rollouts that ``rollout.async_steps`` asks for.
 
     Args:
         config: The run's configuration.
         inputs: Its prompts and rewards.
-        sampler: Samples.
-        engines: Sample, themselves or for the sampler.
-        turns: Of engines and trainer.
-        phase: Times the main thread.
-        note: Tells the user something.
+        sampler: Makes samples of prompts.
+        engines: The engines that the sampler asks (or is).
+        turns: Who has the devices.
+        phase: Times what the main thread does.
+        note: Tells the person at the keyboard.
     """
     maker = RolloutMaker(config, inputs, sampler, turns)
     if config.rollout.async_steps == 0:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megarlhf.cluster import turns
+from megarlhf.cluster import device_turns
 from megarlhf.cluster.residents import PARTS, Residents
 from megarlhf.config.schema import RLConfig, RolloutConfig
 
@@ -52,14 +52,14 @@ def log():
 
 
 def of(config, log, note=print, on_gpu=True):
-    return turns.turns_of(config, log.actor, log, note, on_gpu=on_gpu)
+    return device_turns.device_turns(config, log.actor, log, note, on_gpu=on_gpu)
 
 
 def test_separate_ones_put_nothing_away(log):
     made = of(RLConfig(), log)
-    made.train()
+    made.to_trainer()
     assert made.update(3) == 7
-    made.sample()
+    made.to_engines()
     assert log.take() == ["stream 3"]
 
 
@@ -69,8 +69,8 @@ def test_a_step_of_colocated_ones(log):
     made.update(0)
     streamed = ["actor offload gradients optimizer", "stream 0", "actor offload weights"]
     assert log.take() == streamed
-    made.sample()
-    made.train()
+    made.to_engines()
+    made.to_trainer()
     log.actor.call("train")
     log.actor.call("train")
     assert log.take() == ["sleep", f"actor {BACK}"]
@@ -83,9 +83,9 @@ def test_a_step_of_colocated_ones(log):
         "wake kv_cache",
     ]
     assert log.take() == streamed
-    made.train()  # to save
+    made.to_trainer()  # to save
     log.actor.call("save")
-    made.sample()  # the engines' weights were lost in sleep: they are streamed again
+    made.to_engines()  # the engines' weights were lost in sleep: they are streamed again
     assert log.take()[2:] == streamed
     log.actor.call("open_stream")  # an engine is replaced while the trainer's weights are away
     assert log.take() == ["actor reload weights"]
@@ -103,7 +103,7 @@ def test_models_take_turns(log):
         "stream 0",
         "actor offload weights",
     ]
-    made.train()
+    made.to_trainer()
     log.critic.call("values")
     log.actor.call("logprobs")
     log.actor.call("train")

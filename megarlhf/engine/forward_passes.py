@@ -1,6 +1,5 @@
-"""What a model says of sequences that are there already: log-probabilities, values, scores."""
+"""Forward passes: what a model says of given sequences: log-probabilities, values, scores."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,21 +16,46 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-class Scoring(ABC):
-    """For a model that can be run forward; every method is collective over its ranks."""
+class ForwardPasses:
+    """For any model; every method is collective over its ranks.
 
+    Attributes:
+        wrapped: This rank's chunks of the model, wrapped for data parallelism where it is trained.
+        passes: Runs them.
+        place: This rank's place in the layout.
+        groups: The layout's process groups.
+    """
+
+    wrapped: list[Any]
     passes: Passes
     place: Coordinates
     groups: "ProcessGroupCollection"
 
-    @abstractmethod
     def run_forward(
         self,
         sequences: Sequence[TokenSequence],
         consume: Any,
         groups: Sequence[tuple[int, ...]] | None = None,
+        *,
+        trained_only: bool = False,
     ) -> tuple[list[MicroBatch], list[Any]]:
-        """See `ModelEngine`."""
+        """Run the model, without dropout, on its share of a number of sequences of any size.
+
+        Args:
+            sequences: The whole global batch, the same on every rank.
+            consume: Called on the last stage with a micro-batch's output and this rank's part of
+                it. Behind the given sequences there may be copies: see `filled`.
+            groups: See `Batch`.
+            trained_only: See `Passes.run`.
+
+        Returns:
+            This data-parallel rank's whole micro-batches, and what ``consume`` returned.
+        """
+        batches = self.passes.micro_batches(*self.passes.filled(sequences, groups))
+        for chunk in self.wrapped:
+            chunk.eval()
+        outputs = self.passes.run(batches, consume, forward_only=True, trained_only=trained_only)
+        return batches, outputs
 
     def logprobs(
         self,

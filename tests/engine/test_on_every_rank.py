@@ -3,7 +3,7 @@
 import torch
 
 from megarlhf.data.records import Sequence
-from megarlhf.engine.sharing import on_every_rank
+from megarlhf.engine.on_every_rank import on_every_rank
 
 LENGTHS = (3, 1, 2)
 VALUES = [[0.1, -2.5, 1e-30], [7.0], [-0.3, 0.7]]

@@ -36,10 +36,10 @@ class Sampler(Protocol):
 def samplers_of(
     config: RLConfig, tokenizer: "PreTrainedTokenizerBase", vocab_size: int, engines: EngineGroup
 ) -> Iterator[tuple[Sampler, Sampler]]:
-    """What samples rollouts, and what samples evaluations: the engines, or an agent that asks them.
+    """Yields the samplers of rollouts and of evaluations: the engines, or an agent that asks them.
 
-    An agent has one of each where rollouts are made in a thread of their own: each belongs to its
-    thread.
+    Where rollouts are made ahead, in a thread of their own, an agent gets one of each: neither may be
+    used by the other's thread.
     """
     if not config.agent.is_set:
         yield engines, engines
@@ -57,14 +57,14 @@ def samplers_of(
 def scoring_of(
     config: RLConfig, tokenizers: "Mapping[str, PreTrainedTokenizerBase]"
 ) -> Rewards | AgentRewards:
-    """What gives the samples their rewards, checked.
+    """What gives the samples their rewards; checked, not started.
 
     Args:
         config: The run's configuration.
         tokenizers: See `rewards_of`.
 
     Raises:
-        UserError: A file does not load, a server is not there.
+        UserError: A file does not load, or a server does not answer.
     """
     if config.agent.is_set:
         check_loads(config)
@@ -75,10 +75,10 @@ def scoring_of(
 
 
 def refuse_agents(config: RLConfig, command: str) -> None:
-    """For a command that samples single responses.
+    """Refuse an agent's settings, for a command that samples single responses.
 
     Raises:
-        UserError: There is an agent.
+        UserError: The configuration has an agent.
     """
     if config.agent.is_set:
         raise UserError(

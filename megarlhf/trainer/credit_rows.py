@@ -1,4 +1,4 @@
-"""The rows that credit is assigned in: the tokens of a sample, whose sequences stand end to end."""
+"""The rows that credit is assigned in: one per sample, with its sequences end to end."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,11 @@ from megarlhf.data.records import Sequence as TokenSequence
 
 
 class Rows:
-    """One row a sample.
+    """One row for each sample.
 
     Args:
         groups: For each prompt its samples.
-        sequences: Theirs, as `experience.as_sequences` made them.
+        sequences: Their sequences, as `experience.as_sequences` made them.
 
     Attributes:
         samples: The sequences of each sample.

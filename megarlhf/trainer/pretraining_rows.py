@@ -1,8 +1,6 @@
 """Supervised rows that the actor learns from in every optimizer step of RL (ptx)."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -14,7 +12,7 @@ from megarlhf.data.batches import ExampleStream, batch_of
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.data.supervised import load_supervised
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.trainer.run_directory import TOKENIZED
+from megarlhf.trainer.tokenized import with_cache
 
 
 class PretrainingRows:
@@ -31,7 +29,7 @@ class PretrainingRows:
 
     @classmethod
     def read(cls, config: RLConfig, tokenizer: PreTrainedTokenizerBase) -> "PretrainingRows | None":
-        """Those of ``ptx.data``; None without a coefficient.
+        """The rows of ``ptx.data``; None if ``ptx.coef`` is 0.
 
         Raises:
             UserError: The data cannot be read: see `load_supervised`.
@@ -39,22 +37,20 @@ class PretrainingRows:
         ptx = config.ptx
         if not ptx.coef:
             return None
-        data = ptx.data
-        if data.cache_dir is None:
-            data = replace(data, cache_dir=str(Path(config.output.dir) / TOKENIZED))
+        data = with_cache(ptx.data, config.output)
         rows = load_supervised(data, tokenizer)
         stream = ExampleStream(rows, seed=config.train.seed, shuffle=data.shuffle)
         return cls(stream, ptx.coef, ptx.batch_size)
 
     @property
     def highest_token(self) -> int:
-        """Of all rows."""
+        """The highest token id in all rows."""
         return self._stream.items.highest_token
 
     def mix(
         self, sequences: Sequence[TokenSequence], loss: PolicyLoss
     ) -> tuple[list[TokenSequence], TokenLoss]:
-        """An optimizer step's batch with the next rows behind it, and the loss of both."""
+        """An optimizer step's batch with the next rows appended, and the loss over both."""
         rows = batch_of(self._stream.next_batch(self._batch_size)).sequences
         batch = mixed(sequences, rows)
         return batch, PretrainingMix.of(loss, self._coef, batch)

@@ -15,7 +15,7 @@ from megarlhf.models.weights.operations import Rect
 from megarlhf.sync.plan import Move
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """Of one rectangle.
 
     Attributes:
@@ -27,13 +27,15 @@ class Print(NamedTuple):
     digest: str
 
 
-Prints = dict[tuple[str, Rect], Print]  # by the engine's parameter and the place in it
+Fingerprints = dict[tuple[str, Rect], Fingerprint]  # by the engine's parameter and the place in it
 
 
-def prints_of(moves: Sequence[Move], values: Iterable[torch.Tensor], dtype: torch.dtype) -> Prints:
+def fingerprints_of(
+    moves: Sequence[Move], values: Iterable[torch.Tensor], dtype: torch.dtype
+) -> Fingerprints:
     """Of the values of some moves, cast to a dtype."""
     return {
-        (move.engine_parameter, move.target): Print(move.tensor, _digest(value, dtype))
+        (move.engine_parameter, move.target): Fingerprint(move.tensor, _digest(value, dtype))
         for move, value in zip(moves, values, strict=True)
     }
 
@@ -43,7 +45,7 @@ def _digest(values: torch.Tensor, dtype: torch.dtype) -> str:
     return fingerprint.of_tensor(values.to(dtype) + 0.0).digest
 
 
-def compare(trainer: Prints, engine: Prints, where: str) -> None:
+def compare(trainer: Fingerprints, engine: Fingerprints, where: str) -> None:
     """Both ends have the same.
 
     Args:

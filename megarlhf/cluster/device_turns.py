@@ -1,4 +1,4 @@
-"""Training and sampling with the same memory, by turns (`rollout.placement`)."""
+"""Whose turn it is on the devices: the trainer's or the engines' (`rollout.placement`)."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -33,14 +33,14 @@ class Separate:
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
 
-    def train(self) -> None:
-        """The trainer's ranks compute from here on."""
+    def to_trainer(self) -> None:
+        """Hand the devices to the trainer's ranks."""
 
-    def sample(self) -> None:
-        """The engines sample from here on."""
+    def to_engines(self) -> None:
+        """Hand the devices to the engines."""
 
     def update(self, version: int) -> int:
-        """Stream the trainer's weights; the engines sample from here on. Returns the bytes sent."""
+        """Stream the trainer's weights, then hand the devices to the engines. Returns the bytes sent."""
         return self._engines.update(version)
 
 
@@ -61,14 +61,14 @@ class Colocated(Separate):
         self._trainer, self._residents = trainer, residents
         self._engines_awake = True
 
-    def train(self) -> None:
-        """See `Separate.train`; a model's memory comes back when it is called."""
+    def to_trainer(self) -> None:
+        """See `Separate.to_trainer`; a model's memory comes back when it is called."""
         if self._engines_awake:
             self._engines.sleep()
             self._engines_awake = False
 
-    def sample(self) -> None:
-        """See `Separate.sample`."""
+    def to_engines(self) -> None:
+        """See `Separate.to_engines`."""
         if not self._engines_awake:
             assert self._engines.version is not None
             self.update(self._engines.version)
@@ -86,7 +86,15 @@ class Colocated(Separate):
         return sent
 
 
-def turns_of(
+def by_turns_on_gpus(config: RLConfig, *, on_gpu: bool) -> bool:
+    """Whether an engine may only start where the models' memory is away.
+
+    vLLM measures how much of its GPU is free, and refuses to start where that changes meanwhile.
+    """
+    return on_gpu and config.rollout.placement == "colocated"
+
+
+def device_turns(
     config: RLConfig,
     trainer: WorkerGroup,
     engines: Engines,
@@ -94,7 +102,7 @@ def turns_of(
     *,
     on_gpu: bool,
 ) -> Separate:
-    """As ``rollout.placement`` says."""
+    """The turns that ``rollout.placement`` asks for."""
     if config.rollout.placement == "separate":
         return Separate(engines)
     if not on_gpu:
