@@ -24,7 +24,10 @@ CONFIG_COLUMNS = (
     "MFU of training | planned in"
 )
 SEED_COLUMNS = "model | GPUs | predicted | OpenRLHF | tuned DSChat | predicted / OpenRLHF"
-CHECK_COLUMNS = "model | GPUs | published | predicted | error | generating | verdict"
+CHECK_COLUMNS = (
+    "version, model | GPUs | published | predicted | error | generating | verdict | "
+    "tokens/s/GPU published | predicted"
+)
 LAYOUT = ("tensor", "pipeline", "context", "expert")
 
 # Of OpenRLHF's table: model, GPUs, tensor and pipeline size, ranks of an engine, seconds of OpenRLHF and
@@ -35,24 +38,34 @@ SEEDS = (
     ("codellama-34b-hf", 32, 4, 2, 2, 1526, 3635),
     ("llama-2-70b-hf", 32, 8, 2, 4, 4489, 10407),
 )
-# NVIDIA NeMo-RL v0.4's table of GRPO on H100 (docs/about/performance-summary.md): on policy, Megatron in
-# bf16, 2,048 samples a rollout (512 of the 235B model) and 512 an update; the longest and the mean
-# sequence, prompts included, are published. Model, GPUs, longest, mean, samples, ranks of an engine,
-# the trainer's layout, seconds a step. How long prompts are and how much is recomputed is assumed; their
-# experts are not cut by tensor parallelism, so that of the last one 16 ranks share them, here 8.
+# NVIDIA NeMo-RL's tables of GRPO on H100 (docs/about/performance-summary.md) and the recipes of those
+# runs (examples/configs/recipes/llm/performance): on policy, Megatron in bf16, 2,048 samples a rollout
+# (512 of the 235B model), 32 a prompt, 512 an update, packs as long as the longest sequence, a KL
+# penalty, engines by turns with 60% of the memory. Version, model, GPUs, longest and mean sequence
+# (prompt included), samples, ranks of an engine, recomputing, the trainer's layout, tokens/s/GPU,
+# seconds a step. How long prompts are is assumed, and the recomputing of v0.6's run: without any, as its
+# recipe has it, it would not fit here (99 GiB). Their experts are not cut by tensor parallelism, so
+# that of the last one 16 ranks share them, here 8.
 NEMO = (
-    ("llama-3.1-8b-instruct", 16, 4096, 1060, 2048, 1, {"pipeline": 2}, 97.7),
-    ("qwen3-30b-a3b", 32, 4096, 3154, 2048, 4, {"tensor": 2, "expert": 8}, 225),
-    ("qwen3-32b", 32, 4096, 3206, 2048, 4, {"tensor": 4, "pipeline": 4}, 393),
+    ("v0.4", "llama-3.1-8b-instruct", 16, 4096, 1060, 2048, 1, "full", {"pipeline": 2}, 1562, 97.7),
     (
-        "qwen3-235b-a22b",
-        128,
-        8192,
-        5671,
-        512,
-        16,
-        {"tensor": 2, "context": 2, "expert": 8, "pipeline": 8},
-        506,
+        "v0.4",
+        "qwen3-30b-a3b",
+        32,
+        4096,
+        3154,
+        2048,
+        4,
+        "none",
+        {"tensor": 2, "expert": 8},
+        925,
+        225,
+    ),
+    ("v0.6", "qwen3-30b-a3b", 32, 4096, 3203, 2048, 2, "full", {"expert": 8}, 1102, 192),
+    ("v0.4", "qwen3-32b", 32, 4096, 3206, 2048, 4, "none", {"tensor": 4, "pipeline": 4}, 540, 393),
+    (
+        *("v0.4", "qwen3-235b-a22b", 128, 8192, 5671, 512, 16, "full"),
+        *({"tensor": 2, "context": 2, "expert": 8, "pipeline": 8}, 45.7, 506),
     ),
 )
 UPDATE, PROMPT = 512, 150  # samples an update; tokens of a prompt, which are assumed
@@ -121,11 +134,23 @@ def _published() -> Iterator[str]:
 
 
 def _checks() -> Iterator[str]:
-    for model, gpus, longest, mean, samples, ranks, layout, seconds in NEMO:
+    for (
+        version,
+        model,
+        gpus,
+        longest,
+        mean,
+        samples,
+        ranks,
+        recompute,
+        layout,
+        rate,
+        seconds,
+    ) in NEMO:
         plan = _planned(
             CONFIGS / "grpo" / "llama3-8b_1x8h100_hybrid.yaml",
             f"model.path={model}",
-            "model.recompute=full",
+            f"model.recompute={recompute}",
             *(f"model.parallel.{name}={layout.get(name, 1)}" for name in LAYOUT),
             f"model.parallel.sequence={str(layout.get('tensor', 1) > 1).lower()}",
             f"algorithm.updates_per_rollout={samples // UPDATE}",
@@ -135,16 +160,18 @@ def _checks() -> Iterator[str]:
             f"rollout.tensor_parallel={ranks}",
             f"rollout.prompts_per_step={samples // 32}",
             "rollout.samples_per_prompt=32",
-            "data.max_prompt_tokens=512",
-            f"rollout.max_new_tokens={longest - 512}",
+            "rollout.gpu_memory_utilization=0.6",
+            "rollout.share_prompts=false",  # theirs runs a prompt for each sample
+            f"data.max_prompt_tokens={PROMPT}",
+            f"rollout.max_new_tokens={longest - PROMPT}",
             f"train.micro_batch_tokens={longest}",
             prompt_tokens=PROMPT,
             response_tokens=mean - PROMPT,
         )
         error = plan.seconds / seconds - 1
         yield (
-            f"| {model} | {gpus} | {seconds:g} s | {plan.seconds:.0f} s | {error:+.0%} | "
-            f"{plan.spans[0].seconds:.0f} s | {plan.verdict} |"
+            f"| {version}, {model} | {gpus} | {seconds:g} s | {plan.seconds:.0f} s | {error:+.0%} | "
+            f"{plan.spans[0].seconds:.0f} s | {plan.verdict} | {rate:,} | {plan.tokens_a_second:,.0f} |"
         )
 
 

@@ -50,6 +50,12 @@ def add(commands: Any, methods: Sequence[str]) -> None:
         default=1.0,
         help="mixtures: times the even share of tokens that a rank's experts get (%(default)s)",
     )
+    plan.add_argument(
+        "--memory",
+        type=positive_number,
+        metavar="GIB",
+        help="of each GPU, what the run may take (all of it)",
+    )
     plan.add_argument("--exact", action="store_true", help="run all layers of deep stages")
     plan.add_argument("--search", action="store_true", help="rank layouts for these GPUs")
     plan.add_argument("--json", type=Path, metavar="OUT", help="write the whole plan here")

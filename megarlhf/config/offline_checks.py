@@ -1,6 +1,7 @@
 """Rules about the losses and evaluations of the commands under torchrun."""
 
-from megarlhf.config.schema import DPOConfig, KTOConfig, OfflineConfig
+from megarlhf.config.batch_checks import dealt_in
+from megarlhf.config.schema import DPOConfig, KDConfig, KTOConfig, OfflineConfig
 from megarlhf.errors import UserError
 
 
@@ -34,4 +35,38 @@ def check_loss(config: OfflineConfig) -> None:
             f"must be at least 2: the KL is estimated from other rows, got {config.train.batch_size}",
             where="train.batch_size",
             fix="raise it, or set loss.kl=none",
+        )
+
+
+def check_lessons(config: KDConfig, student: int, teacher: int, world_size: int) -> None:
+    """A batch and a teacher's distributions go with the student.
+
+    Args:
+        config: The run's.
+        student: Embeddings of the student,
+        teacher: and of the teacher.
+        world_size: Ranks.
+
+    Raises:
+        UserError: They do not.
+    """
+    stride, rows = dealt_in(config.model.parallel, world_size), config.train.batch_size
+    if rows % stride:
+        raise UserError(
+            f"must be a multiple of {stride}, for the teacher to know who needs what of its "
+            f"distributions, got {rows}",
+            where="train.batch_size",
+            fix=f"use {-(-rows // stride) * stride}",
+        )
+    if teacher < student:
+        raise UserError(
+            f"the teacher has {teacher} embeddings, the student {student}",
+            where="teacher.path",
+            fix="choose a teacher with at least as many",
+        )
+    if (config.loss.top_k or 0) > student:
+        raise UserError(
+            f"must be at most the vocabulary's size ({student}), got {config.loss.top_k}",
+            where="loss.top_k",
+            fix="lower it, or leave it out to use the whole vocabulary",
         )

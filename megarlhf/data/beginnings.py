@@ -34,7 +34,7 @@ class Piece(NamedTuple):
 
 def beginning_of(sequence: Sequence) -> tuple[int, ...]:
     """The tokens before the first that is trained on; what is shared is all but the last of them."""
-    trained = next((at for at, mask in enumerate(sequence.loss_mask) if mask), 0)
+    trained = next(itertools.compress(itertools.count(), sequence.loss_mask), 0)
     return tuple(sequence.token_ids[:trained])
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 
+from megarlhf.engine.fake_results import Remembered
 from megarlhf.parallel import device
 from megarlhf.parallel.groups import make_groups
 from megarlhf.parallel.topology import Topology
@@ -26,23 +27,31 @@ if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 _aten = torch.ops.aten
+_RESULTS = Remembered()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Received:
     """What a rank is told by its neighbours, who are not there.
 
     Attributes:
-        shape: Of the activations that a pipeline stage passes on.
-        tokens: Of a micro-batch on this rank's part of the context.
+        hidden: Width of the activations that a pipeline stage passes on.
+        cut: Ranks that pass on a part of a micro-batch's tokens each, of those that have the same ones.
+        tokens: Of a micro-batch on this rank's part of the context; to be kept up to date.
         experts_per_token: Of a mixture; 0 without.
         skew: How much more than its even share of a mixture's tokens this rank's experts are sent.
     """
 
-    shape: tuple[int, ...]
-    tokens: int
+    hidden: int
+    cut: int = 1
+    tokens: int = 0
     experts_per_token: int = 0
     skew: float = 1.0
+
+    @property
+    def shape(self) -> list[int]:
+        """Of the activations that a pipeline stage passes on."""
+        return [self.tokens // self.cut, 1, self.hidden]
 
 
 @contextlib.contextmanager
@@ -83,7 +92,8 @@ class _AnsweringFakes(FakeTensorMode):
 
     def __init__(self, received: Received) -> None:
         super().__init__(allow_non_fake_inputs=True)
-        self._per_token, self._tokens = received.experts_per_token, received.tokens
+        self.cache_enabled = False  # torch's own memory of results: see `Remembered`
+        self._received = received
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -97,10 +107,10 @@ class _AnsweringFakes(FakeTensorMode):
         if (
             func is _aten.masked_select.default
         ):  # a mixture's: of [experts, tokens], the routed ones
-            return args[0].new_empty(args[1].shape[-1] * self._per_token)
+            return args[0].new_empty(args[1].shape[-1] * self._received.experts_per_token)
         if func is _aten.repeat_interleave.Tensor:  # which sequence each token is of
-            return args[0].new_empty(self._tokens)
-        return self.dispatch(func, types, args, kwargs or {})
+            return args[0].new_empty(self._received.tokens)
+        return _RESULTS.result(self, func, types, args, kwargs or {})
 
 
 def _answer(number: FakeTensor) -> float | int | bool:
@@ -172,7 +182,7 @@ def _shapes(exchange: Callable[..., Any], received: Received) -> Callable[..., A
 
     def communicate(communicator: Any, *args: Any, **kwargs: Any) -> tuple[list[int], list[int]]:
         exchange(communicator, *args, **kwargs)
-        return list(received.shape), list(received.shape)
+        return received.shape, received.shape
 
     return communicate
 

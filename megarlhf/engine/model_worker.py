@@ -18,6 +18,7 @@ from megarlhf.engine import checkpoint
 from megarlhf.engine.loss import TokenLoss
 from megarlhf.engine.model_engine import ModelEngine, Part
 from megarlhf.engine.result import write_result
+from megarlhf.engine.shares import shares_prompts
 from megarlhf.models.build import DTYPES
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
@@ -86,15 +87,9 @@ class ModelWorker(ABC):
             self._groups,
             self.rank,
             micro_batch_tokens=self.config.train.micro_batch_tokens,
-            share=self._shares_prompts(),
+            share=shares_prompts(self.config, self.model, self.topology),
             **kwargs,
         )
-
-    def _shares_prompts(self) -> bool:
-        """A ring cuts every sequence by itself, and routers' losses count a prompt every time."""
-        has_router_losses = self.model.aux_loss_coef or self.model.z_loss_coef
-        alone = self.topology.cp == 1 and not has_router_losses
-        return self.config.rollout.share_prompts and alone
 
     def train(self, sequences: list[TokenSequence], loss: TokenLoss, lr: float) -> dict[str, float]:
         """See `ModelEngine.train_step`."""

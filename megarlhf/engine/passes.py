@@ -1,15 +1,15 @@
-"""Passes of one model over packed micro-batches: who gets what, Megatron's schedule, what comes out."""
+"""Passes of one model over packed micro-batches: Megatron's schedule, what comes out."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
-from megarlhf.data import beginnings, dealing, packing
+from megarlhf.data import packing
 from megarlhf.data.records import MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
+from megarlhf.engine.shares import Shares, packs_last
 from megarlhf.models.rotary import PackedLayout
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import context
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from megarlhf.models.selected_tokens import SelectedTokens
 
 
-class Passes:
+class Passes(Shares):
     """How one model is run; every method that runs it is collective over its ranks.
 
     Args:
@@ -50,73 +50,20 @@ class Passes:
         *,
         share: bool = False,
     ) -> None:
-        self.spec, self.topology, self.groups = spec, topology, groups
+        super().__init__(
+            topology, micro_batch_tokens, share=share, with_last=packs_last(spec, share)
+        )
+        self.spec, self.groups = spec, groups
         self.place, self.device = topology.coordinates(rank), device
-        self.micro_batch_tokens, self.share = micro_batch_tokens, share
-        # What nobody reads is not computed: a language model predicts nothing from a last token.
-        self._packs = {"share": share, "with_last": not share or spec.scalar_head is not None}
         self._model = model
         self._selected: SelectedTokens | None = None
         if self.is_last_stage and spec.scalar_head is None:
             self._selected = selected_tokens(model[-1], groups)
 
     @property
-    def pad_to_multiple(self) -> int:
-        """Sequences are padded to this: tp cuts a rank's tokens, context parallelism a sequence."""
-        multiple = self.topology.tp if self.topology.sequence_parallel else 1
-        return multiple * (2 * self.topology.cp if self.topology.cp > 1 else 1)
-
-    @property
     def is_last_stage(self) -> bool:
         """Whether this rank has the model's output."""
         return self.place.pp == self.topology.pp - 1
-
-    @property
-    def _multiple_of(self) -> int:
-        return self.topology.pp if self.topology.vpp > 1 else 1
-
-    def filled(
-        self,
-        sequences: Sequence[TokenSequence],
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> tuple[list[TokenSequence], list[tuple[int, ...]]]:
-        """As many groups as can always be dealt; see `dealing.filled`."""
-        return dealing.filled(sequences, groups, self.topology.dp * self._multiple_of)
-
-    def shares(
-        self,
-        sequences: Sequence[TokenSequence],
-        groups: Sequence[tuple[int, ...]] | None = None,
-    ) -> list[list[list[int]]]:
-        """Which sequences are in which micro-batch of which data-parallel rank."""
-        if self.share and groups is None:
-            return self._shares_of_groups(sequences)
-        lengths = [len(sequence.token_ids) for sequence in sequences]
-        return dealing.partition(
-            [packing.padded_length(length, self.pad_to_multiple) for length in lengths],
-            dp_size=self.topology.dp,
-            max_tokens=self.micro_batch_tokens,
-            multiple_of=self._multiple_of,
-            groups=groups,
-        )
-
-    def _shares_of_groups(self, sequences: Sequence[TokenSequence]) -> list[list[list[int]]]:
-        """Sequences of one beginning are together, as far as that can be dealt."""
-        dealt = {"dp_size": self.topology.dp, "multiple_of": self._multiple_of}
-        groups = beginnings.together(
-            sequences,
-            max_tokens=self.micro_batch_tokens,
-            multiple=math.prod(dealt.values()),
-            pad_to_multiple=self.pad_to_multiple,
-            with_last=self._packs["with_last"],
-        )
-        shares = dealing.partition(
-            [group.tokens for group in groups], max_tokens=self.micro_batch_tokens, **dealt
-        )
-        return [
-            [[index for number in pack for index in groups[number].members] for pack in rank]
-            for rank in shares
-        ]
 
     def micro_batches(
         self,
@@ -125,7 +72,13 @@ class Passes:
     ) -> list[MicroBatch]:
         """This data-parallel rank's share, packed."""
         return [
-            packing.collate(sequences, indices, pad_to_multiple=self.pad_to_multiple, **self._packs)
+            packing.collate(
+                sequences,
+                indices,
+                pad_to_multiple=self.pad_to_multiple,
+                share=self.share,
+                with_last=self.with_last,
+            )
             for indices in self.shares(sequences, groups)[self.place.dp]
         ]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -12,10 +12,13 @@ from megarlhf.data.records import Batch, MicroBatch
 from megarlhf.data.records import Sequence as TokenSequence
 from megarlhf.engine.exchange import Side, exchange
 from megarlhf.engine.model_engine import ModelEngine
+from megarlhf.engine.shares import Shares
+from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.divergence import vocab_parallel_divergence, vocab_parallel_log_softmax
 from megarlhf.parallel.logprobs import vocab_parallel_logprobs
 from megarlhf.parallel.second_layout import SecondLayout
 from megarlhf.parallel.top_k_divergence import top_k_divergence
+from megarlhf.parallel.topology import Topology
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,14 @@ def _packed(rows: dict[int, torch.Tensor], batch: MicroBatch) -> torch.Tensor:
     return torch.cat([rows[index] for index in batch.order])
 
 
+class Student(Protocol):
+    """What a teacher has to know of the model that learns: a `ModelEngine`, or less."""
+
+    spec: ModelSpec
+    topology: Topology
+    passes: Shares
+
+
 class Teacher:
     """The frozen teacher.
 
@@ -81,7 +92,7 @@ class Teacher:
         self,
         engine: ModelEngine,
         layout: SecondLayout,
-        student: ModelEngine,
+        student: Student,
         config: DistillationLossConfig,
     ) -> None:
         self._engine, self._layout, self._student, self._config = engine, layout, student, config
@@ -141,7 +152,7 @@ class Teacher:
             return self._columns_of(self._student)
         return [(0, self._config.top_k)] * self._student.topology.tp
 
-    def _columns_of(self, engine: ModelEngine) -> list[tuple[int, int]]:
+    def _columns_of(self, engine: Student) -> list[tuple[int, int]]:
         """The part of the student's vocabulary that each tensor rank of a model has."""
         vocabulary, tp = self._student.spec.vocab_size, engine.topology.tp
         width = -(-engine.spec.vocab_size // tp)
@@ -149,7 +160,7 @@ class Teacher:
 
 
 def _side(
-    engine: ModelEngine,
+    engine: Student,
     sequences: Sequence[TokenSequence],
     groups: Sequence[tuple[int, ...]] | None,
     columns: Sequence[tuple[int, int]],

@@ -1,5 +1,6 @@
 """The smallest change that makes a run fit."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from megarlhf.plan.engines import engine_needs
 from megarlhf.plan.hardware import GIB
 from megarlhf.plan.layers import run_stage
 from megarlhf.plan.memory import Devices, RoleRun, training_places
-from megarlhf.plan.places import Place
+from megarlhf.plan.places import GENERATE, Place
 from megarlhf.plan.result import Plan
 from megarlhf.plan.run_roles import roles_of
 from megarlhf.plan.subject import Subject
@@ -34,6 +35,8 @@ def advice(plan: Plan) -> list[str]:
 
 def _for_place(subject: Subject, owner: str, place: Place) -> str:
     short = (place.peak - place.memory) / GIB
+    if place.worst == GENERATE and (less := _less_for_engines(subject, place)):
+        return less
     if owner == "engines" or place.problem:
         return _for_engines(subject)
     least, beside = short, max(0, place.peak - _peak(subject, owner))
@@ -47,6 +50,22 @@ def _for_place(subject: Subject, owner: str, place: Place) -> str:
             return f"{wording} makes it fit ({peak / GIB:.1f} GiB)"
         least = min(least, (peak - place.memory) / GIB)
     return f"{short:.1f} GiB too much; {least:.1f} GiB with every change of layout tried: more GPUs"
+
+
+def _less_for_engines(subject: Subject, place: Place) -> str | None:
+    """Engines that take a smaller share of their GPUs, if they hold a sequence then."""
+    config = subject.config
+    assert isinstance(config, RLConfig)
+    missing = (place.peak - place.memory) / subject.gpu.nbytes
+    share = math.floor(100 * (config.rollout.gpu_memory_utilization - missing)) / 100
+    if share <= 0:
+        return None
+    smaller: Any = changed(subject, {"rollout.gpu_memory_utilization": share}).config
+    directory = subject.shape_of(config.model.path)
+    needs = engine_needs(smaller, directory, subject.gpu, subject.calibration)
+    if not needs.running:
+        return None
+    return f"rollout.gpu_memory_utilization={share} makes it fit, with {needs.running} sequences"
 
 
 def _word(value: Any) -> str:
@@ -127,5 +146,5 @@ def _peak(subject: Subject, owner: str) -> int:
     ]
     runs = tuple(RoleRun(role, {0: run_stage(role, 0, exact=False)}) for role in roles)
     devices = Devices(owner, (runs,))
-    (place,) = training_places(devices, subject.gpu, subject.calibration, None)
+    (place,) = training_places(devices, subject.memory, subject.calibration, None)
     return place.peak

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from megarlhf.algo import registry
 from megarlhf.config.checks import check_rollout_shares
 from megarlhf.config.layout_checks import check_engine_heads, check_parallel
 from megarlhf.config.placement_checks import check_placement
@@ -16,8 +15,8 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
 from megarlhf.plan.advice import Change, changed, longest_sequence
-from megarlhf.plan.engine_memory import FEW_RUNNING
-from megarlhf.plan.engines import engine_needs
+from megarlhf.plan.equal_layers import have_equal_layers, with_layers
+from megarlhf.plan.placements import has_critic, placements, within_limit
 from megarlhf.plan.subject import Subject
 
 TRAINED_BYTES = 18  # bf16 weights, fp32 gradients, main parameters and two moments, of each element
@@ -27,16 +26,15 @@ TENSOR = {1: 1.0, 2: 1.05, 4: 1.15, 8: 1.4}
 PIPELINE = {1: 1.0, 2: 1.05, 4: 1.1, 8: 1.2}
 RECOMPUTE = {"selective": 1.0, "full": 1.3}
 FEWER_TOKENS = 1.02  # one longest sequence a micro-batch
-SEPARATE = 1.2  # engines on GPUs of their own, which wait for the trainer
 
 
 def candidates(subject: Subject) -> list[Change]:
     """Changes of the configuration, each a layout of what is trained and a placement."""
     spec = ModelSpec.read(subject.shape_of(subject.config.model.path))
-    cuts = _cuts(subject, spec)
+    cuts, engines = _cuts(subject, spec), within_limit(subject)
     found = [
-        (burden * weight, number, placement | layout)
-        for number, (weight, placement) in enumerate(_placements(subject))
+        (burden * weight, number, engines | placement | layout)
+        for number, (weight, placement) in enumerate(placements(changed(subject, engines)))
         for burden, layout in _layouts(subject, cuts, placement.get("cluster.actor_ranks"))
     ]
     found.sort(key=lambda one: one[:2])
@@ -58,54 +56,6 @@ def is_sound(subject: Subject, change: Change, spec: ModelSpec) -> bool:
     except UserError:
         return False
     return True
-
-
-def _placements(subject: Subject) -> Iterator[tuple[float, Change]]:
-    """Who has how many GPUs: engines on the trainer's, or on some of their own."""
-    config, gpus = subject.config, subject.gpus
-    if not isinstance(config, RLConfig):
-        yield 1.0, {}
-        return
-    cluster = config.cluster
-    if cluster.colocate or cluster.reference_ranks is not None or config.reward.models:
-        yield 1.0, {}  # as it is: who else has GPUs is the run's own affair
-        return
-    critic = _has_critic(config)
-    for tensor in _engine_sizes(subject):
-        if not config.rollout.async_steps:
-            trained = gpus // 2 if critic else gpus
-            yield 1.0, _placement("colocated", trained, critic, trained // tensor, tensor)
-        for share in (1 / 8, 1 / 4, 1 / 2):
-            engines = int(gpus * share) // tensor
-            rest = gpus - engines * tensor
-            if engines:
-                own = rest // 2 if critic else rest
-                yield SEPARATE, _placement("separate", own, critic, engines, tensor)
-
-
-def _placement(kind: str, ranks: int, critic: bool, engines: int, tensor: int) -> Change:
-    return {
-        "rollout.placement": kind,
-        "cluster.actor_ranks": ranks,
-        **({"cluster.critic_ranks": ranks} if critic else {}),
-        "rollout.engines": engines,
-        "rollout.tensor_parallel": tensor,
-    }
-
-
-def _engine_sizes(subject: Subject) -> list[int]:
-    """The two smallest with room for enough sequences: larger ones only read the weights faster."""
-    directory = subject.shape_of(subject.config.model.path)
-    enough = []
-    for tensor in (size for size in SIZES if size <= subject.gpus_per_node):
-        config: Any = changed(subject, {"rollout.tensor_parallel": tensor}).config
-        try:
-            needs = engine_needs(config, directory, subject.gpu, subject.calibration)
-        except UserError:
-            continue
-        if needs.running >= FEW_RUNNING:
-            enough.append(tensor)
-    return enough[:2]
 
 
 @dataclass(frozen=True)
@@ -133,11 +83,24 @@ def _cuts(subject: Subject, spec: ModelSpec) -> list[_Cut]:
             topology = Topology(
                 world=world, tp=tensor, pp=pipeline, ep=expert, sequence_parallel=tensor > 1
             )
-            elements = sum(math.prod(p.shape) for p in parameters_of(spec, topology, 0))
+            elements = _elements(spec, topology)
         except (UserError, ValueError):
             continue  # the model cannot be cut like that
         found.append(_Cut(tensor, pipeline, expert, elements))
     return found
+
+
+def _elements(spec: ModelSpec, topology: Topology) -> int:
+    """Of the first stage."""
+
+    def count(spec: ModelSpec) -> int:
+        return sum(math.prod(p.shape) for p in parameters_of(spec, topology, 0))
+
+    own, stages = topology.layer_counts(spec.num_layers)[0], topology.pp
+    if not have_equal_layers(spec):
+        return count(spec)
+    low, high = (count(with_layers(spec, layers * stages)) for layers in (1, 2))
+    return low + (high - low) * (own - 1)
 
 
 def _layouts(
@@ -147,9 +110,11 @@ def _layouts(
     config = subject.config
     given = config.cluster.actor_ranks if isinstance(config, RLConfig) else subject.gpus
     longest, on_host = longest_sequence(config), config.optimizer.offload == "states"
-    tokens = sorted({longest, config.train.micro_batch_tokens}, reverse=True)
+    most = config.train.micro_batch_tokens
+    following = config.rollout.max_new_tokens if isinstance(config, RLConfig) else longest
+    tokens = [most, longest] if most >= longest + following else [most]
     for cut in cuts:
-        if cut.bytes_at_least(ranks or given, on_host) > subject.gpu.nbytes:
+        if cut.bytes_at_least(ranks or given, on_host) > subject.memory:
             continue
         for recompute, most in itertools.product(RECOMPUTE, tokens):
             burden = TENSOR[cut.tensor] * PIPELINE[cut.pipeline] * RECOMPUTE[recompute]
@@ -168,13 +133,9 @@ def _layouts(
 
 def _of_models(config: Any, layout: Change) -> Change:
     sections = ["model"]
-    if isinstance(config, RLConfig) and _has_critic(config):
+    if isinstance(config, RLConfig) and has_critic(config):
         sections.append("critic")
     return {f"{section}.{key}": value for section in sections for key, value in layout.items()}
-
-
-def _has_critic(config: RLConfig) -> bool:
-    return registry.find(config.algorithm.name, config.algorithm.file).needs_critic
 
 
 def _tokens(tokens: list[int], most: int) -> Change:

@@ -18,7 +18,9 @@ from megarlhf.plan.roles import SCORE, TRAIN
 FEW_RUNNING = 16  # sequences in flight, below which an engine waits for its memory
 
 
-def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds) -> Place:
+def engine_place(
+    needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds, memory: int
+) -> Place:
     """The engines' GPUs.
 
     Args:
@@ -26,9 +28,10 @@ def engine_place(needs: EngineNeeds, gpu: Gpu, share: float, stream: StreamNeeds
         gpu: Theirs.
         share: ``rollout.gpu_memory_utilization``: all that vLLM takes.
         stream: What an update needs beside.
+        memory: Bytes of each GPU that may be taken.
     """
     # vLLM takes its share by its own wish: only a small cache is tight.
-    place = Place("engines", needs.count * needs.ranks, gpu.nbytes, tight=1.0)
+    place = Place("engines", needs.count * needs.ranks, memory, tight=1.0)
     taken = {ENGINE_WEIGHTS: needs.weights, CACHE: max(0, needs.cache)}
     rest = int(gpu.nbytes * share) - sum(taken.values())
     own = taken | {OVERHEAD: max(rest, 0)}

@@ -1,5 +1,6 @@
 """What a vLLM engine's rank keeps, and what a weight update sends, from the stream's own plans."""
 
+import functools
 import math
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -11,8 +12,8 @@ from megarlhf.models.lora.adapter import AdapterSpec
 from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.topology import Topology
+from megarlhf.plan.equal_layers import have_equal_layers, of_all_layers, with_layers
 from megarlhf.plan.hardware import GIB, Calibration, Gpu
-from megarlhf.plan.layers import have_equal_layers
 from megarlhf.plan.roles import Role
 from megarlhf.sync.adapter_layout import adapted_parts, adapter_parameters
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
@@ -76,10 +77,10 @@ def engine_needs(
     """
     spec, settings = ModelSpec.read(directory), engine_settings(config)
     itemsize, topology = DTYPES[settings.dtype].itemsize, _topology(config)
-    kept = engine_parameters(spec, topology, 0)
+    elements = _kept(directory, replace(topology, engines=1))
     if config.lora.is_on:
-        kept += adapter_parameters(_adapters(config, spec), topology, 0)
-    elements = sum(math.prod(parameter.shape) for parameter in kept)
+        adapters = adapter_parameters(_adapters(config, spec), topology, 0)
+        elements += sum(math.prod(parameter.shape) for parameter in adapters)
     overhead = calibration.engine_gib + calibration.context_gib
     overhead += calibration.communication_gib if settings.tensor_parallel > 1 else 0
     room = gpu.nbytes * settings.gpu_memory_utilization - overhead * GIB
@@ -97,6 +98,16 @@ def engine_needs(
     )
 
 
+@functools.lru_cache(maxsize=256)
+def _kept(directory: Path, topology: EngineTopology) -> int:
+    """Elements of the model on a rank of an engine."""
+
+    def count(spec: ModelSpec) -> int:
+        return sum(math.prod(each.shape) for each in engine_parameters(spec, topology, 0))
+
+    return of_all_layers(ModelSpec.read(directory), count)
+
+
 def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
     """Bytes of a weight update, by the plan that both ends replay.
 
@@ -106,11 +117,11 @@ def stream_needs(config: RLConfig, actor: Role, *, exact: bool) -> StreamNeeds:
     elements = config.stream.bucket_mib * 2**20 // itemsize
     topology, spec = actor.topology, actor.spec
     chunks = topology.pp * topology.vpp
-    if exact or not have_equal_layers(actor) or spec.num_layers <= 3 * chunks:
+    if exact or not have_equal_layers(spec) or spec.num_layers <= 3 * chunks:
         most = _most(config, spec, topology, elements)
     else:
         low, high = (
-            _most(config, _of_layers(spec, layers * chunks), _even(topology), elements)
+            _most(config, with_layers(spec, layers * chunks), _even(topology), elements)
             for layers in (1, 2)
         )
         times = spec.num_layers / chunks - 1
@@ -152,10 +163,6 @@ def _adapters(config: RLConfig, spec: ModelSpec) -> AdapterSpec:
 def _topology(config: RLConfig) -> EngineTopology:
     rollout = config.rollout
     return EngineTopology(rollout.tensor_parallel, rollout.expert_parallel, rollout.engines)
-
-
-def _of_layers(spec: ModelSpec, layers: int) -> ModelSpec:
-    return replace(spec, settings={**spec.settings, "num_layers": layers})
 
 
 def _even(topology: Topology) -> Topology:

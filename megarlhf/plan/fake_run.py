@@ -2,8 +2,8 @@
 
 import gc
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,8 @@ from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.engine.optimizer import begin_state, host_tensors, state_tensors
 from megarlhf.models.build import DTYPES
 from megarlhf.models.lora.wanted import adapters_of
-from megarlhf.plan.batches import batch_of, tokens_in_micro_batch
+from megarlhf.plan.batches import batch_of, dealt
+from megarlhf.plan.lessons import taught, teach
 from megarlhf.plan.meter import STEP, Meter
 from megarlhf.plan.roles import TRAIN, Role
 from megarlhf.plan.usage import Usage
@@ -61,14 +62,31 @@ def run_rank(role: Role, rank: int, *, skew: float = 1.0, filled_for: int | None
         skew: See `Received`.
         filled_for: See `measure`.
     """
-    topology = role.topology
+    topology, received = role.topology, _received(role, skew)
     with ExitStack() as stack:
+        stack.enter_context(_older_left_alone())
         groups = stack.enter_context(fake_world(rank, topology))
-        stack.enter_context(fake_tensors(_received(role, skew)))
-        return measure(role, rank, groups, filled_for)
+        stack.enter_context(fake_tensors(received))
+        return measure(role, rank, groups, filled_for, received)
 
 
-def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -> RankRun:
+@contextmanager
+def _older_left_alone() -> Iterator[None]:
+    """What is there already is not looked at when garbage is collected: that takes longer than a run."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+def measure(
+    role: Role,
+    rank: int,
+    groups: Any,
+    filled_for: int | None = None,
+    received: Received | None = None,
+) -> RankRun:
     """Build and run on this rank, fake or real.
 
     Args:
@@ -77,6 +95,7 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
         groups: Megatron's process groups.
         filled_for: The stage that gets as many micro-batches as it needs; None: this rank's. Real
             ranks need the same number.
+        received: What a fake rank is told.
     """
     meter = Meter(_logit_columns(role))
     with meter.measured():
@@ -88,6 +107,7 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
             rank,
             micro_batch_tokens=role.micro_batch_tokens,
             optimizer=role.optimizer,
+            share=role.share,
             adapters=adapters_of(role.lora, role.spec, role.topology, seed=0),
         )
         if engine.optimizer is not None:
@@ -97,18 +117,22 @@ def measure(role: Role, rank: int, groups: Any, filled_for: int | None = None) -
     host = _name_parts(meter, engine, average)
     run = RankRun(rank, dict(+meter.live), {}, {}, None, _count(engine), host)
     stage = engine.place.pp if filled_for is None else filled_for
-    for phase, work in role.work.items():
-        sequences, groups_of = batch_of(role, work, stage)
-        shares = engine.passes.shares(sequences, groups_of)[engine.place.dp]
-        run.micro_batches[phase] = len(shares)
-        with meter.measured() as usage:
-            if phase == TRAIN:
-                engine.train_step(sequences, role.loss, lr=1e-6, groups=groups_of)
+    for phase in role.work:
+        if received is not None:
+            received.tokens = dealt(role, phase).full_tokens // role.topology.cp
+        sequences, packs = batch_of(role, phase, stage)
+        run.micro_batches[phase] = len(packs) // role.topology.dp
+        loss = taught(role, engine, meter, sequences, packs) if phase == TRAIN else None
+        with meter.measured() as run.passes[phase]:
+            if loss is not None:
+                engine.train_step(sequences, loss, lr=1e-6, groups=packs)
                 _average(average)
+            elif role.student is not None:
+                run.micro_batches[phase] = teach(role, engine)
             else:
                 runner = BeforeTraining(engine) if role.is_borrowed else engine
-                runner.logprobs(sequences, groups=groups_of)
-        run.passes[phase] = usage
+                runner.logprobs(sequences, groups=packs)
+        del loss  # and what its lesson keeps
     if engine.optimizer is not None:
         with meter.measured() as run.update:
             step_if_finite(engine.optimizer, 0.0, engine.device)
@@ -147,14 +171,11 @@ def _logit_columns(role: Role) -> set[int]:
 
 def _received(role: Role, skew: float) -> Received:
     topology, settings = role.topology, role.spec.settings
-    work = next(iter(role.work.values()))  # all work of a role is on sequences of one length
-    own = tokens_in_micro_batch(role, work) // topology.cp
-    passed = own // (topology.tp if topology.sequence_parallel else 1)
     return Received(
-        (passed, 1, int(settings["hidden_size"])),
-        own,
-        int(settings.get("moe_router_topk") or 0),
-        skew,
+        hidden=int(settings["hidden_size"]),
+        cut=topology.tp if topology.sequence_parallel else 1,
+        experts_per_token=int(settings.get("moe_router_topk") or 0),
+        skew=skew,
     )
 
 

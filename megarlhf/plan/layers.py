@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from megarlhf.plan.equal_layers import have_equal_layers, with_layers
 from megarlhf.plan.fake_run import RankRun, run_rank
 from megarlhf.plan.roles import Role
 from megarlhf.plan.usage import Traffic, Usage
@@ -28,26 +29,18 @@ def run_stage(role: Role, stage: int, *, exact: bool, skew: float = 1.0) -> Rank
     """
     rank, counts = stage_rank(role, stage), role.topology.layer_counts(role.spec.num_layers)
     own = {counts[chunk * role.topology.pp + stage] for chunk in range(role.topology.vpp)}
-    if exact or len(own) > 1 or max(own) <= FEW + 2 or not have_equal_layers(role):
+    if exact or len(own) > 1 or max(own) <= FEW + 2 or not have_equal_layers(role.spec):
         return run_rank(role, rank, skew=skew)
     fewer, more = (run_rank(shallow(role, FEW + n), rank, skew=skew) for n in (0, 1))
     return extended(fewer, more, own.pop() - FEW)
 
 
-def have_equal_layers(role: Role) -> bool:
-    """Whether one layer is as any other."""
-    spec = role.spec
-    mixtures = {spec.is_mixture(layer) for layer in range(spec.num_layers)}
-    return len(mixtures) == 1 and not spec.settings.get("window_size")
-
-
 def shallow(role: Role, layers: int) -> Role:
     """The same role with so many layers a chunk."""
     chunks = role.topology.pp * role.topology.vpp
-    settings = {**role.spec.settings, "num_layers": layers * chunks}
     return replace(
         role,
-        spec=replace(role.spec, settings=settings),
+        spec=with_layers(role.spec, layers * chunks),
         topology=replace(role.topology, chunk_layers=None),
     )
 

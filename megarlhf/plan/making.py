@@ -7,8 +7,9 @@ from megarlhf.config.schema import RLConfig
 from megarlhf.plan.decoding import generation
 from megarlhf.plan.engine_memory import engine_place, with_engines
 from megarlhf.plan.engines import StreamNeeds, engine_needs, stream_needs
+from megarlhf.plan.equal_layers import have_equal_layers
 from megarlhf.plan.fake_run import RankRun
-from megarlhf.plan.layers import distinct_stages, have_equal_layers, run_stage
+from megarlhf.plan.layers import distinct_stages, run_stage
 from megarlhf.plan.memory import RoleRun, devices_of, training_places
 from megarlhf.plan.result import Plan
 from megarlhf.plan.roles import Role
@@ -72,7 +73,7 @@ def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., Stream
     stream = None if sampling is None else sampling.stream
     places = []
     for each in devices:
-        own = training_places(each, subject.gpu, subject.calibration, stream)
+        own = training_places(each, subject.memory, subject.calibration, stream)
         if sampling is not None and each.engines:
             with_engines(own, sampling.place, subject.calibration)
         places += own
@@ -82,7 +83,7 @@ def _assembled(subject: Subject, runs: list[RoleRun], find: Callable[..., Stream
     return Plan(
         subject=subject,
         places=places,
-        spans=lay_out(devices, _machines(subject), sampling, tokens),
+        spans=lay_out(devices, _machines(subject), sampling, subject.lengths),
         tokens=_tokens(subject),
         useful_flops=useful_flops(roles, tokens),
         sampling=sampling,
@@ -104,13 +105,16 @@ def _sampling(subject: Subject, actor: Role, find: Callable[..., StreamNeeds]) -
     return Sampling(
         engines=engines,
         stream=stream,
-        place=engine_place(engines, subject.gpu, rollout.gpu_memory_utilization, stream),
+        place=engine_place(
+            engines, subject.gpu, rollout.gpu_memory_utilization, stream, subject.memory
+        ),
         generated=generation(
             actor.spec,
             engines,
             rollout.prompts_per_step,
             rollout.samples_per_prompt,
             subject.lengths,
+            rollout.max_new_tokens,
             on,
             active_parameters(actor.spec),
         ),
@@ -130,7 +134,7 @@ def _tokens(subject: Subject) -> int:
 
 def _notes(subject: Subject, roles: list[Role]) -> list[str]:
     notes = []
-    if not subject.exact and all(have_equal_layers(role) for role in roles):
+    if not subject.exact and all(have_equal_layers(role.spec) for role in roles):
         notes.append(
             "deep stages were run with 2 and 3 layers a chunk and extrapolated; --exact runs all"
         )

@@ -8,7 +8,7 @@ from megarlhf.cluster.placement import placement_of
 from megarlhf.config.schema import OfflineConfig, RLConfig
 from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import RankRun
-from megarlhf.plan.hardware import GIB, Calibration, Gpu
+from megarlhf.plan.hardware import GIB, Calibration
 from megarlhf.plan.host_memory import bytes_on_host
 from megarlhf.plan.layers import distinct_stages
 from megarlhf.plan.places import (
@@ -77,13 +77,13 @@ def devices_of(config: RLConfig | OfflineConfig, runs: Sequence[RoleRun]) -> lis
 
 
 def training_places(
-    devices: Devices, gpu: Gpu, calibration: Calibration, stream: StreamNeeds | None
+    devices: Devices, memory: int, calibration: Calibration, stream: StreamNeeds | None
 ) -> list[Place]:
     """The trainer's GPUs, by pipeline stage of those that hold them.
 
     Args:
         devices: GPUs and who is on them.
-        gpu: Theirs.
+        memory: Bytes of each that may be taken.
         calibration: Constants.
         stream: Of the actor's weights; None for an offline run.
     """
@@ -92,7 +92,7 @@ def training_places(
     for stage in devices.processes[0][0].stages:
         name = _place_name(devices.name, stage, topology.pp)
         stages = distinct_stages(devices.leader)[stage]
-        place = Place(name, stages * topology.world // topology.pp, gpu.nbytes)
+        place = Place(name, stages * topology.world // topology.pp, memory)
         found: dict[str, list[Kinds]] = {}
         asleep = len(devices.processes) - 1
         for process in devices.processes:
@@ -131,7 +131,15 @@ def _at(run: RoleRun, stage: int, stages: int) -> RankRun:
     """What is beside a stage: the same one, or of another layout the one that needs most."""
     if run.role.topology.pp == stages:
         return run.stages[stage]
-    return max(run.stages.values(), key=lambda found: sum(found.resting.values()))
+    return max(run.stages.values(), key=lambda found: max(map(_size, _peaks(found))))
+
+
+def _peaks(run: RankRun) -> list[Kinds]:
+    return [run.resting, *(usage.peak for usage in run.passes.values())]
+
+
+def _size(kinds: Kinds) -> int:
+    return sum(kinds.values())
 
 
 def _place_name(ranks: str, stage: int, stages: int) -> str:

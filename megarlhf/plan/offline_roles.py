@@ -4,14 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from megarlhf.algo.distillation_loss import DistillationLoss
 from megarlhf.algo.preference_loss import PreferenceLoss
 from megarlhf.algo.reward_loss import PairwiseRewardLoss, StepRewardLoss
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
 from megarlhf.algo.unpaired_loss import UnpairedLoss
 from megarlhf.config import schema
-from megarlhf.config.schema import OfflineConfig
+from megarlhf.config.offline_checks import check_lessons
+from megarlhf.config.schema import KDConfig, ModelConfig, OfflineConfig
 from megarlhf.engine.loss import TokenLoss
-from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.context import sequence_sums
 from megarlhf.parallel.topology import Topology
@@ -39,10 +40,28 @@ def roles_of_offline(config: OfflineConfig, world: int, shape_of: ShapeOf) -> li
         work={TRAIN: work},
         lora=config.lora,
     )
+    if isinstance(config, schema.KDConfig):
+        return [model, _teacher(config, model, world, shape_of)]
     if isinstance(config, schema.KTOConfig):
         return _with_reference_point(model, work, config.loss.kl)
     online = isinstance(config, schema.DPOConfig) and config.loss.reference == "online"
     return [model, before_training(model, "reference", work)] if online else [model]
+
+
+def _teacher(config: KDConfig, student: Role, world: int, shape_of: ShapeOf) -> Role:
+    """On the student's ranks, in its own layout."""
+    teacher, spec = config.teacher, ModelSpec.read(shape_of(config.teacher.path))
+    check_lessons(config, student.spec.vocab_size, spec.vocab_size, world)
+    return Role(
+        name="teacher",
+        ranks=student.ranks,
+        spec=spec,
+        config=ModelConfig(teacher.path, teacher.dtype, parallel=teacher.parallel),
+        topology=Topology.of(teacher.parallel, world),
+        micro_batch_tokens=student.micro_batch_tokens,
+        work={SCORE: student.work[TRAIN]},
+        student=student,
+    )
 
 
 def _with_reference_point(model: Role, work: Work, estimate: str) -> list[Role]:
@@ -77,11 +96,6 @@ def _offline_loss(config: Any) -> tuple[TokenLoss, tuple[str, ...], tuple[str, .
             reference,
             ("desirable", "kl"),
         ),
+        schema.KDConfig: lambda: (DistillationLoss(config.loss, None), (), ()),
     }
-    maker = makers.get(type(config))
-    if maker is None:
-        raise UserError(
-            f"a run of {type(config).__name__.removesuffix('Config')} cannot be planned yet",
-            fix="plan an sft run of the student; its teacher needs room beside it",
-        )
-    return maker()
+    return makers[type(config)]()

@@ -6,6 +6,7 @@ from html import escape
 from megarlhf.plan.hardware import GIB
 from megarlhf.plan.places import BUCKETS, CACHE, ENGINE_WEIGHTS, TIGHT, Place
 from megarlhf.plan.timeline import Span
+from megarlhf.plan.usage import LESSONS
 from megarlhf.report.axes import ticks
 from megarlhf.report.text import format_number, format_seconds
 
@@ -16,11 +17,14 @@ LEAST = 90  # for the labels on the left
 
 # The colours in order; a kind of memory that none of them names is the last one's.
 FAMILIES = (
-    ("weights", ("weights", "reference weights", "average weights", ENGINE_WEIGHTS)),
+    (
+        "weights",
+        ("weights", "reference weights", "teacher weights", "average weights", ENGINE_WEIGHTS),
+    ),
     ("gradients", ("gradients",)),
     ("optimizer and main parameters", ("optimizer", "main parameters")),
     ("activations", ("activations",)),
-    ("logits", ("logits",)),
+    ("logits", ("logits", LESSONS)),
     ("KV cache", (CACHE,)),
     ("stream buckets", (BUCKETS,)),
     ("overhead", ()),

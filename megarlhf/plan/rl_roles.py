@@ -11,6 +11,7 @@ from megarlhf.cluster.placement import reward_role
 from megarlhf.config.reward_checks import models_by_name
 from megarlhf.config.schema import RLConfig
 from megarlhf.engine.loss import TokenLoss
+from megarlhf.engine.shares import shares_prompts
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.context import sequence_sums
 from megarlhf.parallel.topology import Topology
@@ -25,9 +26,18 @@ def roles_of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
     rollout, tokens = config.rollout, config.train.micro_batch_tokens
     samples = rollout.prompts_per_step * rollout.samples_per_prompt
     length = config.data.max_prompt_tokens + rollout.max_new_tokens
-    whole = Work(samples, length, trained=rollout.max_new_tokens)
+    whole = Work(
+        samples, length, trained=rollout.max_new_tokens, samples=rollout.samples_per_prompt
+    )
     steps = settings.epochs * settings.updates_per_rollout
-    step = replace(whole, sequences=samples // settings.updates_per_rollout, times=steps)
+    # Several epochs mix the rollout: of a prompt's samples a step then has its share.
+    apart = settings.updates_per_rollout if settings.epochs > 1 else 1
+    step = replace(
+        whole,
+        sequences=samples // settings.updates_per_rollout,
+        times=steps,
+        samples=max(1, rollout.samples_per_prompt // apart),
+    )
 
     fields = ["rollout_logprobs", "advantages", "loss_weight"]
     fields += ["reference_logprobs"] if settings.kl_coef else []
@@ -43,18 +53,20 @@ def roles_of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
         ),
         replace(step, fields=tuple(fields)),
     )
+    topology = Topology.of(config.model.parallel, config.cluster.actor_ranks)
     actor = Role(
         name="actor",
         ranks="actor",
         spec=ModelSpec.read(shape_of(config.model.path)),
         config=config.model,
-        topology=Topology.of(config.model.parallel, config.cluster.actor_ranks),
+        topology=topology,
         micro_batch_tokens=tokens,
         optimizer=config.optimizer,
         loss=loss,
         work={TRAIN: step_of_actor},
         lora=config.lora,
         averaging=config.ema.decay,
+        share=shares_prompts(config, config.model, topology),
     )
     if needs_old_logprobs(settings):
         actor.work[SCORE] = _as_long(whole, step_of_actor.tokens)
@@ -64,7 +76,10 @@ def roles_of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
         if config.cluster.reference_ranks is not None:  # on ranks of its own
             model = replace(config.model, recompute="none", parallel=config.reference.parallel)
             topology = Topology.of(model.parallel, config.cluster.reference_ranks)
-            reference = replace(reference, ranks="reference", config=model, topology=topology)
+            share = shares_prompts(config, model, topology)
+            reference = replace(
+                reference, ranks="reference", config=model, topology=topology, share=share
+            )
         roles.append(reference)
     if algorithm.needs_critic:
         roles.append(_critic(config, settings, whole, step, shape_of))
@@ -78,7 +93,9 @@ def roles_of_rl(config: RLConfig, shape_of: ShapeOf) -> list[Role]:
                 config=model,
                 topology=Topology.of(model.parallel, config.cluster.reward_ranks),
                 micro_batch_tokens=tokens,
-                work={SCORE: whole},
+                work={
+                    SCORE: replace(whole, trained=0)
+                },  # whole sequences, whose prompt nobody tells
             )
         )
     return roles
@@ -101,7 +118,7 @@ def _as_long(work: Work, tokens: int) -> Work:
     if tokens == work.tokens:
         return work
     sequences = -(-work.sequences * work.tokens // tokens)
-    return replace(work, tokens=tokens, sequences=sequences, trained=None)
+    return replace(work, tokens=tokens, sequences=sequences, trained=None, samples=1)
 
 
 def _critic(config: RLConfig, settings: Any, whole: Work, step: Work, shape_of: ShapeOf) -> Role:
@@ -109,16 +126,18 @@ def _critic(config: RLConfig, settings: Any, whole: Work, step: Work, shape_of: 
     path = critic.path or config.model.path
     model = replace(config.model, path=path, recompute=critic.recompute, parallel=critic.parallel)
     fields = ("old_values", "returns", "loss_weight")
+    topology = Topology.of(
+        model.parallel, config.cluster.critic_ranks or config.cluster.actor_ranks
+    )
     return Role(
         name="critic",
         ranks="critic",
         spec=ModelSpec.read_scalar(shape_of(path)),
         config=model,
-        topology=Topology.of(
-            model.parallel, config.cluster.critic_ranks or config.cluster.actor_ranks
-        ),
+        topology=topology,
         micro_batch_tokens=config.train.micro_batch_tokens,
         optimizer=critic.optimizer,
         loss=ValueLoss(settings, config.rollout.max_new_tokens),
         work={SCORE: whole, TRAIN: replace(step, fields=fields)},
+        share=shares_prompts(config, model, topology),
     )

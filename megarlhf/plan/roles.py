@@ -26,6 +26,7 @@ class Work:
         in_a_row: Sequences that have to be in one micro-batch.
         times: How often in a step of the run.
         trained: Of each, at its end: the tokens whose predictions are trained on; None: all.
+        samples: Of one prompt (what is before those), which are behind each other.
     """
 
     sequences: int
@@ -35,6 +36,7 @@ class Work:
     in_a_row: int = 1
     times: int = 1
     trained: int | None = None
+    samples: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Role:
         lora: Its adapters.
         averaging: The decay of the average of its weights that is kept.
         is_borrowed: It is the trained model of these ranks with its adapters off: it has no weights.
+        share: Whether beginnings that sequences have in common are run once.
+        student: Whom it teaches.
     """
 
     name: str
@@ -68,6 +72,8 @@ class Role:
     lora: LoraConfig = field(default_factory=LoraConfig)
     averaging: float | None = None
     is_borrowed: bool = False
+    share: bool = False
+    student: "Role | None" = None
 
 
 def before_training(role: Role, name: str, work: Work) -> Role:

@@ -16,7 +16,7 @@ from megarlhf.plan.making import make_plan
 from megarlhf.plan.result import Plan
 from megarlhf.plan.subject import Subject
 
-SECONDS, ESTIMATING = 45.0, 0.6  # in all, and the share of it in which layouts are estimated
+SECONDS, ESTIMATING = 50.0, 0.8  # in all, and the share of it in which layouts are estimated
 BEST = 5  # that are shown
 
 

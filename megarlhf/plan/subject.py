@@ -7,10 +7,10 @@ from pathlib import Path
 
 from megarlhf.config import loader
 from megarlhf.config.layout_checks import check_parallel
-from megarlhf.config.schema import OfflineConfig, RLConfig
+from megarlhf.config.schema import KDConfig, OfflineConfig, RLConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
-from megarlhf.plan.hardware import Calibration, Gpu, gpu
+from megarlhf.plan.hardware import GIB, Calibration, Gpu, gpu
 from megarlhf.trainer.methods import METHODS
 
 OFFLINE = {method.name: config for config, method in METHODS.items()}
@@ -30,6 +30,7 @@ class Subject:
         calibration: What data sheets do not say.
         lengths: Mean tokens of a prompt and of a response, for the time; memory is for the longest.
         skew: Of a mixture's routing: see `Received`.
+        limit_gib: What of each GPU's memory the run may take; None: all of it.
         exact: Run all layers, however many.
         models: Where ``config.json`` files of models are that are not here: a directory of
             directories; or the directory of the one model.
@@ -43,6 +44,7 @@ class Subject:
     calibration: Calibration
     lengths: tuple[int, int]
     skew: float = 1.0
+    limit_gib: float | None = None
     exact: bool = False
     models: Path = KNOWN_MODELS
 
@@ -50,6 +52,11 @@ class Subject:
     def gpus(self) -> int:
         """All that there are."""
         return self.nodes * self.gpus_per_node
+
+    @property
+    def memory(self) -> int:
+        """Bytes of each GPU that the run may take."""
+        return int(min(self.gpu.memory_gib, self.limit_gib or self.gpu.memory_gib) * GIB)
 
     def shape_of(self, path: str) -> Path:
         """The directory of a model's ``config.json``: its own, or that of a known public model.
@@ -89,6 +96,7 @@ def read_subject(
     models: Path | None = None,
     lengths: tuple[int | None, int | None] = (None, None),
     skew: float = 1.0,
+    limit_gib: float | None = None,
     exact: bool = False,
 ) -> Subject:
     """Read a configuration and check what can be checked without weights and data.
@@ -118,6 +126,7 @@ def read_subject(
         calibration=calibration,
         lengths=(mean[0], mean[1]),
         skew=skew,
+        limit_gib=limit_gib,
         exact=exact,
         models=models or KNOWN_MODELS,
     )
@@ -132,3 +141,7 @@ def _check_layout(subject: Subject) -> None:
     if isinstance(config, RLConfig):
         ranks, name = config.cluster.actor_ranks, "cluster.actor_ranks"
     check_parallel(config.model.parallel, spec.hf_config, ranks, name)
+    if isinstance(config, KDConfig):
+        teacher = ModelSpec.read(subject.shape_of(config.teacher.path))
+        layout = config.teacher.parallel
+        check_parallel(layout, teacher.hf_config, ranks, name, "teacher.parallel")

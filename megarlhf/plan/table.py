@@ -14,7 +14,8 @@ def as_text(plan: Plan) -> str:
     """The verdict, the memory of every place by phase, and the step's time."""
     subject = plan.subject
     machines = f"{subject.nodes} x {subject.gpus_per_node} {subject.gpu.name}"
-    lines = [f"{subject.name} on {machines} ({subject.gpu.memory_gib} GiB each): {plan.verdict}"]
+    memory = f"{subject.memory / GIB:.1f} GiB each"
+    lines = [f"{subject.name} on {machines} ({memory}): {plan.verdict}"]
     if plan.missing_gpus:
         lines.append(f"  takes {plan.used_gpus} GPUs, of which {plan.missing_gpus} are not there")
     elif plan.used_gpus < subject.gpus:

@@ -30,7 +30,7 @@ class Span:
 
 
 def lay_out(
-    devices: Sequence[Devices], on: Machines, sampling: Sampling | None, mean_tokens: int
+    devices: Sequence[Devices], on: Machines, sampling: Sampling | None, lengths: tuple[int, int]
 ) -> list[Span]:
     """The phases of a step, one after the other; models on GPUs of their own work side by side.
 
@@ -38,7 +38,7 @@ def lay_out(
         devices: GPUs and the roles on them.
         on: The machines.
         sampling: The engines; None for an offline run.
-        mean_tokens: Of a sequence.
+        lengths: Mean tokens of a prompt and of a response.
     """
     spans: list[Span] = []
     now = 0.0
@@ -49,7 +49,7 @@ def lay_out(
         now = 0.0 if sampling.ahead else generated.seconds
     back: set[str] = set()  # who has been on the GPUs in this step
     for phase in (SCORE, TRAIN):
-        together = [_in_turn(each, phase, now, on, mean_tokens, back) for each in devices]
+        together = [_in_turn(each, phase, now, on, lengths, back) for each in devices]
         spans += [span for row in together for span in row]
         now = max([now, *(row[-1].begin + row[-1].seconds for row in together if row)])
     if sampling is not None:
@@ -60,15 +60,19 @@ def lay_out(
 
 
 def _in_turn(
-    each: Devices, phase: str, begin: float, on: Machines, mean_tokens: int, back: set[str]
+    each: Devices,
+    phase: str,
+    begin: float,
+    on: Machines,
+    lengths: tuple[int, int],
+    back: set[str],
 ) -> list[Span]:
     """The passes of a phase on some GPUs, one role after the other, each brought back first."""
     spans = []
     for run in (run for process in each.processes for run in process):
         if phase not in run.role.work:
             continue
-        filled = mean_tokens / run.role.work[phase].tokens
-        parts = pass_parts(run.role, run.stages, phase, on, filled)
+        parts = pass_parts(run.role, run.stages, phase, on, lengths)
         if each.is_shared and (len(each.processes) > 1 or run.role.name not in back):
             parts["offload"] = _turn(run, on)
         back.add(run.role.name)

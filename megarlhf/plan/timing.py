@@ -6,11 +6,12 @@ Every efficiency is a named constant (`Calibration`): these are estimates until 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megarlhf.plan.batches import micro_batches_of
+from megarlhf.plan.batches import dealt
 from megarlhf.plan.engines import StreamNeeds
 from megarlhf.plan.fake_run import RankRun
 from megarlhf.plan.hardware import Calibration, Gpu
-from megarlhf.plan.roles import TRAIN, Role
+from megarlhf.plan.lengths import Lengths
+from megarlhf.plan.roles import TRAIN, Role, Work
 from megarlhf.plan.usage import Traffic
 
 # What a collective sends over a link, of n ranks and of the largest tensor's bytes: ring algorithms.
@@ -36,11 +37,16 @@ class Machines:
 
 
 def pass_parts(
-    role: Role, runs: Mapping[int, RankRun], phase: str, on: Machines, filled: float = 1.0
+    role: Role,
+    runs: Mapping[int, RankRun],
+    phase: str,
+    on: Machines,
+    lengths: tuple[int, int] | None = None,
 ) -> dict[str, float]:
     """Seconds of all of a role's passes of a phase in a step, by what takes them.
 
-    With sequences shorter than the longest, ``filled`` times as long, there are fewer micro-batches.
+    Full micro-batches were run: there are as many as all tokens of the step fill. ``lengths`` are the
+    mean ones of prompts and responses, where they are not the longest.
 
     The slowest stage sets the pace of the pipeline; its bubble is the time of the other stages' first
     micro-batch, divided by the chunks a stage (Narayanan et al. 2021, arXiv:2104.04473, section 2.2).
@@ -49,14 +55,25 @@ def pass_parts(
     slowest = max(
         (_micro_batch(role, run, phase, on) for run in runs.values()), key=lambda p: sum(p.values())
     )
-    count, topology = max(1.0, micro_batches_of(role, work) * filled), role.topology
+    tokens = dealt(role, phase, lengths).tokens
+    count, topology = max(1.0, tokens / dealt(role, phase).full_tokens), role.topology
     parts = {name: seconds * count for name, seconds in slowest.items()}
+    if lengths is not None:
+        parts["attention"] *= _attention_share(work, lengths)
     if topology.pp > 1:
         parts["bubble"] = sum(slowest.values()) * (topology.pp - 1) / topology.vpp
     if phase == TRAIN:
         once = [_once(role, run, on) for run in runs.values()]
         parts |= max(once, key=lambda p: sum(p.values()))
     return {name: seconds * work.times for name, seconds in parts.items()}
+
+
+def _attention_share(work: Work, lengths: tuple[int, int]) -> float:
+    """Attention's operations a token, of those in the longest sequences: they grow with the length."""
+    prompt, mean = lengths if work.trained is not None else (0, sum(lengths))
+    spread = Lengths(mean, work.tokens - prompt)
+    squares = prompt**2 + 2 * prompt * spread.mean + spread.mean_square
+    return min(1.0, squares / ((prompt + mean) * work.tokens))
 
 
 def _micro_batch(role: Role, run: RankRun, phase: str, on: Machines) -> dict[str, float]:

@@ -1,6 +1,5 @@
 """``megarlhf plan``."""
 
-import gc
 import json
 import logging
 import os
@@ -24,6 +23,7 @@ class Settings:
         response_tokens: Mean, for the time; None: the longest.
         calibrate: ``name=value``, see `Calibration`.
         skew: See `Received`.
+        memory: GiB of each GPU that the run may take; None: all of them.
         exact: Run all layers.
         search: Look for better layouts.
         json: Write the plan here.
@@ -38,6 +38,7 @@ class Settings:
     response_tokens: int | None = None
     calibrate: tuple[str, ...] = ()
     skew: float = 1.0
+    memory: float | None = None
     exact: bool = False
     search: bool = False
     json: Path | None = None
@@ -66,7 +67,6 @@ def run_plan(settings: Settings) -> int:
     from megarlhf.plan.result import as_dict
     from megarlhf.plan.table import as_text
 
-    gc.freeze()  # what is imported is never looked at again, which collections are spared
     plan = make_plan(subject)
     print(as_text(plan))
     hints = advice(plan)
@@ -91,5 +91,6 @@ def subject_of(settings: Settings) -> Subject:
         models=settings.model_config,
         lengths=(settings.prompt_tokens, settings.response_tokens),
         skew=settings.skew,
+        limit_gib=settings.memory,
         exact=settings.exact,
     )

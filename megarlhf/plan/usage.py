@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 ACTIVATIONS, LOGITS = "activations", "logits"
+LESSONS = "lessons"  # what a teacher says, kept until its student has taken a step
 
 
 @dataclass

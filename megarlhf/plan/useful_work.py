@@ -1,11 +1,13 @@
 """What the mathematics of a step asks for, however it is computed."""
 
 import functools
+import math
 from pathlib import Path
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
 from megarlhf.parallel.topology import Topology
+from megarlhf.plan.equal_layers import of_all_layers
 from megarlhf.plan.roles import TRAIN, Role
 
 
@@ -16,11 +18,13 @@ def active_parameters(spec: ModelSpec) -> int:
 
 @functools.lru_cache(maxsize=32)
 def _active(path: Path, scalar_head: str | None) -> int:
-    spec, total = ModelSpec.read(path, scalar_head=scalar_head), 0
+    return of_all_layers(ModelSpec.read(path, scalar_head=scalar_head), _count_active)
+
+
+def _count_active(spec: ModelSpec) -> int:
+    total = 0
     for parameter in parameters_of(spec, Topology(1), 0):
-        size = 1
-        for length in parameter.shape:
-            size *= length
+        size = math.prod(parameter.shape)
         if ".experts." in parameter.name:
             size = size * int(spec.settings["moe_router_topk"]) // spec.num_experts
         if not parameter.name.startswith("embedding."):

@@ -3,13 +3,21 @@
 import io
 import logging
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
 import torch.distributed as dist
 
+from megarlhf.algo.distillation_loss import DistillationLoss
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
-from megarlhf.config.schema import LoraConfig, ModelConfig, OptimizerConfig, ParallelConfig
+from megarlhf.config.schema import (
+    DistillationLossConfig,
+    LoraConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+)
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import make_groups
@@ -36,13 +44,16 @@ def role_of(
     lora=None,
     averaging=None,
     reference=False,
+    samples=1,
+    distils=None,
     **adam,
 ):
     topology = Topology.of(ParallelConfig(**parallel), world)
     config = ModelConfig(
         path=str(path), dtype=dtype, recompute=recompute, parallel=ParallelConfig(**parallel)
     )
-    work = Work(sequences=8 * topology.dp, tokens=tokens)
+    trained = None if samples == 1 else tokens // 2
+    work = Work(sequences=8 * topology.dp, tokens=tokens, trained=trained, samples=samples)
     role = Role(
         name="model",
         ranks="model",
@@ -55,8 +66,28 @@ def role_of(
         work={SCORE: work, TRAIN: work} if score else {TRAIN: work},
         lora=LoraConfig(**(lora or {})),
         averaging=averaging,
+        share=samples > 1,
     )
+    if distils is not None:
+        return DISTILLATION[distils](role, work)
     return before_training(role, "reference", work) if reference else role
+
+
+def teacher_of(role, work):
+    """It teaches one that is cut over all ranks."""
+    cut = Topology(role.topology.world, tp=role.topology.world)
+    loss = DistillationLoss(DistillationLossConfig(), None)
+    student = replace(role, topology=cut, loss=loss, work={TRAIN: work})
+    return replace(before_training(role, "teacher", work), student=student)
+
+
+def student_of(role, work):
+    """Of a teacher's best tokens."""
+    loss = DistillationLoss(DistillationLossConfig(top_k=4), None)
+    return replace(role, loss=loss, work={TRAIN: work})
+
+
+DISTILLATION = {"teacher": teacher_of, "student": student_of}
 
 
 def real_run(rank, world, path, parallel, settings):

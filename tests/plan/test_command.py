@@ -54,10 +54,28 @@ def test_what_lies_beside_the_actor_is_planned(ranks, shape, tmp_path):
     assert "reference weights" not in kinds  # the reference is the actor with its adapters off
 
 
-def test_a_search_ranks_what_fits(ranks, shape):
-    ((status, text),) = ranks.run(1, jobs.command, settings(shape, search=True), 8.0)
+def test_a_distillation_is_planned_with_its_teacher(ranks, shape, tmp_path):
+    out = tmp_path / "plan.json"
+    small = ("teacher.path=tiny", "data.max_tokens=64", "train.batch_size=8", "cluster.nodes=2")
+    layouts = ("model.parallel.pipeline=2", "teacher.parallel.tensor=2")
+    run = tool.Settings(None, (*MACHINES, *small, *layouts), "kd", shape, json=out)
+    ((status, _),) = ranks.run(1, jobs.command, run)
+    plan = json.loads(out.read_text())
+    first, last = (place["phases"] for place in plan["places"])
+    assert status == 0
+    assert first["train"]["teacher weights"] == last["score"]["teacher weights"] > 0
+    # Of two replicas each, in fp32: 8 / 2 sequences of 64 tokens, over the whole vocabulary.
+    assert last["train"]["lessons"] == 4 * 64 * CONFIG["vocab_size"] * 4
+    assert "lessons" not in first["train"]
+    assert [span["name"] for span in plan["spans"]] == ["score teacher", "train model"]
+
+
+def test_a_search_ranks_what_fits_a_limit(ranks, shape):
+    run = settings(shape, search=True, memory=20.0)
+    ((status, text),) = ranks.run(1, jobs.command, run, 4.0)
     assert status == 0
     assert "1. " in text and "rollout.engines=" in text
+    assert "rollout.gpu_memory_utilization=0." in text  # of 44.4 GiB; the default takes 37.7
 
 
 def refusal(ranks, options):
