@@ -53,11 +53,17 @@ def train(ranks, data, tmp_path_factory):
 
 
 def differences(found, expected):
-    """The largest absolute difference of each figure over a run's steps."""
+    """The largest absolute difference of each figure over a run's steps.
+
+    Where the mean margin is rounding, as in DPO's first step, so is the share of those above zero.
+    """
     worst = {}
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.keys() == theirs.keys()
+        is_even = abs(theirs.get("margin", 1.0)) < TOLERANCE
         for name, value in mine.items():
+            if is_even and name == "accuracy":
+                continue
             worst[name] = max(worst.get(name, 0.0), abs(value - theirs[name]))
     return worst
 
