@@ -132,7 +132,7 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
     from megatron.core.transformer.moe import token_dispatcher
 
-    from megarlhf.engine import host_share, model_engine
+    from megarlhf.engine import host_share, model_engine, passes
     from megarlhf.models import mixture
     from megarlhf.models.lora import attach
     from megarlhf.parallel import logprobs
@@ -140,6 +140,7 @@ def _replacements(received: Received) -> list[tuple[Any, str, Any]]:
     return [
         (model_engine, "load_pretrained", lambda *_: None),
         (host_share, "free_memory", lambda: 2**62),
+        (passes, "continued_runs", _with_contents(passes.continued_runs)),
         (attach, "set_values", lambda *_, **__: None),
         (nn.Module, "to", lambda module, *_, **__: module),  # fakes cannot be swapped in place
         (FakeTensor, "tolist", _zeros),  # torch's asks number by number
@@ -185,6 +186,16 @@ def _shapes(exchange: Callable[..., Any], received: Received) -> Callable[..., A
         return received.shape, received.shape
 
     return communicate
+
+
+def _with_contents(make: Callable[..., Any]) -> Callable[..., Any]:
+    """What is made of host integers alone, and has to be looked at while it is made."""
+
+    def made(*args: Any) -> Any:
+        with unset_fake_temporarily():
+            return make(*args)
+
+    return made
 
 
 def _halves(sort: Callable[..., Any]) -> Callable[..., Any]:
