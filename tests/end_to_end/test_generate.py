@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from transformers import AutoTokenizer
 
 from megarlhf.config import schema
@@ -19,6 +20,7 @@ def read(file):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
+@pytest.mark.timeout(600)  # seven processes start one after the other
 def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_dir):
     """launch/iterate.sh: vLLM samples with adapters, the reward scores, DPO trains others.
 
@@ -34,7 +36,7 @@ def test_a_round_of_sampling_and_training(tmp_path, rl_command, run_cli, model_d
         command += ["--generate", setting]
     for setting in ("model.dtype=float32", "train.batch_size=4", "train.steps=2"):
         command += ["--train", setting]
-    run_cli([*command, "--train", "output.tensorboard=false"])
+    run_cli([*command, "--train", "output.tensorboard=false"], timeout=400)
     out = tmp_path / "round-1" / "generate"
     samples, pairs = read(out / "samples.jsonl"), read(out / "pairs.jsonl")
     assert [record["step"] for record in samples] == list(range(10))
