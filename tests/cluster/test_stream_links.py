@@ -33,7 +33,6 @@ def config_of(stream, **changed):
     ("stream", "on_gpu", "changed", "says"),
     [
         (StreamConfig(transport="nccl"), False, {}, "is for weights on cuda"),
-        (StreamConfig(transport="gloo"), True, {}, "is for weights on cpu"),
         (M2N, False, {}, "is for weights on cuda"),
         (StreamConfig(transport="nccl_m2n"), True, {}, "stream.verify"),
         (M2N, True, {"lora": LoraConfig(rank=4)}, "only adapters are trained"),
@@ -51,3 +50,4 @@ def test_what_can_be_taken(tmp_path, monkeypatch):
     spec = spec_of("llama", tmp_path, vocab_size=104)
     check_transport(config_of(M2N), spec, on_gpu=True)
     check_transport(config_of(StreamConfig()), spec, on_gpu=False)
+    check_transport(config_of(StreamConfig(transport="gloo")), spec, on_gpu=True)  # by the host
