@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from benchmarks.stream_ranks import Rank, Ranks
 from megarlhf.models.weights.layout import holdings
-from megarlhf.sync.link import serve_store
+from megarlhf.parallel.stores import find_store, serve_store
 
 TIMEOUT = datetime.timedelta(seconds=60)
 Tensors = list[tuple[str, tuple[int, ...]]]
@@ -70,7 +70,7 @@ class Usual:
     """A process's end: its group and a buffer that grows to the largest message."""
 
     def __init__(self, port: int, rank: int, size: int) -> None:
-        store = dist.TCPStore("127.0.0.1", port, is_master=False, timeout=TIMEOUT)
+        store = find_store("127.0.0.1", port)
         scoped = dist.PrefixStore("usual", store)
         self.group = dist.ProcessGroupGloo(scoped, rank, size, TIMEOUT)
         self._kept = {"whole": torch.empty(0), "part": torch.empty(0)}

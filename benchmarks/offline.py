@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.timing import table, take_turns, write_json
 from benchmarks.train_step import LR, SIZES, VOCABULARY, write_model
@@ -45,7 +46,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    join_world(0, 1, "127.0.0.1", 29512)
+    join_world(0, 1, dist.HashStore())
     with tempfile.TemporaryDirectory() as directory:
         path = write_model(Path(directory), options.size)
         pairs = draw_pairs(options.rows, options.longest)

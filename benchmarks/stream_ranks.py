@@ -9,9 +9,10 @@ import torch
 from benchmarks.memory import Watch
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology
-from megarlhf.sync.link import StreamInfo, serve_store
+from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.sender import Sender
 from tests.models.tiny import read_tensors, stand_ins
 from tests.rollout.engine_process import CPU, EngineProcess, Process, answer_calls

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from benchmarks.timing import table, take_turns, write_json
 from megarlhf.algo.supervised_loss import NegativeLogLikelihood
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    join_world(0, 1, "127.0.0.1", 29511)
+    join_world(0, 1, dist.HashStore())
     with tempfile.TemporaryDirectory() as directory:
         subjects = Subjects(options, Path(directory))
         rows = subjects.equal_lengths() + subjects.spread_lengths()

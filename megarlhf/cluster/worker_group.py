@@ -53,7 +53,9 @@ class WorkerGroup:
         first = self.members[0]
         wait_for_all([first.ready.remote()], self._processes, self._timeout)
         self.host = self._processes.address(first)
-        (port,) = wait_for_all([first.free_port.remote(self.host)], self._processes, self._timeout)
+        (port,) = wait_for_all(
+            [first.serve_ranks.remote(self.host)], self._processes, self._timeout
+        )
         wait_for_all(self.call("start", self.host, port), self._processes, self._timeout)
 
     def call(self, method: str, *args: Any) -> list[Any]:

@@ -12,9 +12,10 @@ from megarlhf.engine.model_engine import ModelEngine, Part
 from megarlhf.engine.model_worker import ModelWorker
 from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.stores import serve_store
 from megarlhf.sync.adapter_sender import AdapterSender
 from megarlhf.sync.fingerprints import Fingerprints
-from megarlhf.sync.link import StreamInfo, serve_store
+from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.plan import Worker
 from megarlhf.sync.sender import Sender, Sent
 from megarlhf.sync.transports import TRANSPORTS

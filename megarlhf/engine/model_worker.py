@@ -4,7 +4,6 @@ Plain classes: each runs in a process that Ray or torchrun keeps.
 """
 
 import os
-import socket
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from megarlhf.engine.shares import shares_prompts
 from megarlhf.models.build import DTYPES
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
+from megarlhf.parallel.stores import find_store, serve_store
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class ModelWorker(ABC):
         self.config, self.rank, self.world = config, rank, world
         self.model = self.model_of(config)
         self.topology = Topology.of(self.model.parallel, world)
+        self._meeting: dist.TCPStore | None = None
 
     @staticmethod
     @abstractmethod
@@ -62,15 +63,19 @@ class ModelWorker(ABC):
         """Answers once the process is up, with its id."""
         return os.getpid()
 
-    def free_port(self, host: str) -> int:
-        """A free port of this machine's address ``host``."""
-        with socket.socket() as probe:
-            probe.bind((host, 0))
-            return probe.getsockname()[1]
+    def serve_ranks(self, host: str) -> int:
+        """Serve the store that this model's ranks meet at, on this machine (rank 0 only).
+
+        Returns:
+            Its port.
+        """
+        self._meeting = serve_store(host)
+        return self._meeting.port
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks, then `build`."""
-        join_world(self.rank, self.world, host, port)
+        store = find_store(host, port) if self._meeting is None else self._meeting
+        join_world(self.rank, self.world, store, host)
         self.start_with(make_groups(self.topology, self.config.train.seed))
 
     def start_with(self, groups: "ProcessGroupCollection") -> None:

@@ -8,20 +8,27 @@ import torch
 import torch.distributed as dist
 
 from megarlhf.parallel import device, host_memory, interface
+from megarlhf.parallel.stores import PATIENCE_S
 from megarlhf.parallel.topology import Topology
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
 
 
-def join_world(rank: int, world: int, address: str, port: int, timeout_s: float = 1800.0) -> None:
+def join_world(
+    rank: int,
+    world: int,
+    store: dist.Store,
+    address: str = "127.0.0.1",
+    timeout_s: float = PATIENCE_S,
+) -> None:
     """Join the trainer's default process group.
 
     Args:
         rank: This process's rank.
         world: Number of ranks.
-        address: Host of rank 0.
-        port: Port of rank 0's store.
+        store: Where the ranks find each other.
+        address: Host of rank 0, which says by which network interface the others are reached.
         timeout_s: The longest a collective may wait, seconds.
     """
     if torch.cuda.is_available():  # Ray shows each actor only its own
@@ -32,7 +39,7 @@ def join_world(rank: int, world: int, address: str, port: int, timeout_s: float 
     interface.use_route_to(address)
     dist.init_process_group(
         device.backend(),
-        init_method=f"tcp://{address}:{port}",
+        store=store,
         rank=rank,
         world_size=world,
         timeout=datetime.timedelta(seconds=timeout_s),

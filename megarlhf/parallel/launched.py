@@ -1,17 +1,19 @@
 """A rank that torchrun, srun or nobody (a single process) started."""
 
+import datetime
 import os
-import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megarlhf.errors import UserError
 from megarlhf.parallel import device
 from megarlhf.parallel.groups import join_world
+from megarlhf.parallel.stores import PATIENCE_S
 
 Value = TypeVar("Value")
 
@@ -19,34 +21,35 @@ Value = TypeVar("Value")
 class LaunchedRank:
     """This process among those that run the same command; use as a context manager.
 
-    Attributes:
+    Args:
         rank: 0 for the one that owns files and the terminal.
         world: How many there are.
+        address: Rank 0's host, where there are others.
     """
 
-    def __init__(self, rank: int, world: int, address: str, port: int) -> None:
+    def __init__(self, rank: int, world: int, address: str | None = None) -> None:
         self.rank, self.world = rank, world
-        self._address, self._port = address, port
+        self._address = address
 
     @classmethod
     def from_environment(cls) -> "LaunchedRank":
-        """Read RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them, a world of one."""
+        """Read RANK, WORLD_SIZE and MASTER_ADDR; without them, a world of one."""
         if "WORLD_SIZE" not in os.environ:
-            with socket.socket() as probe:
-                probe.bind(("127.0.0.1", 0))
-                return cls(0, 1, "127.0.0.1", probe.getsockname()[1])
+            return cls(0, 1)
         environment = os.environ
         return cls(
-            int(environment["RANK"]),
-            int(environment["WORLD_SIZE"]),
-            environment["MASTER_ADDR"],
-            int(environment["MASTER_PORT"]),
+            int(environment["RANK"]), int(environment["WORLD_SIZE"]), environment["MASTER_ADDR"]
         )
 
     def __enter__(self) -> "LaunchedRank":
         if not torch.cuda.is_available():
             torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-        join_world(self.rank, self.world, self._address, self._port)
+        if self._address is None:
+            join_world(self.rank, self.world, dist.HashStore())
+        else:
+            patience = datetime.timedelta(seconds=PATIENCE_S)
+            store, _, _ = next(rendezvous("env://", timeout=patience))
+            join_world(self.rank, self.world, store, self._address)
         return self
 
     def __exit__(

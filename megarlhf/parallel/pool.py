@@ -4,9 +4,7 @@ import contextlib
 import gc
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import threading
 import traceback
 from collections.abc import Callable
@@ -16,10 +14,10 @@ from types import TracebackType
 from typing import Any
 
 from megarlhf.errors import UserError
+from megarlhf.parallel.stores import find_store, serve_store
 
 GRACE_S = 3.0  # how long the other ranks may still answer once one has failed
 LOG_TAIL = 2000  # characters of a failed rank's output that are shown
-_PORTS = range(20000, 32000)
 
 
 class RankFailure(RuntimeError):
@@ -70,10 +68,10 @@ class RankPool:
             RankFailure: A rank raised, died or did not answer in time.
         """
         self.start(world)
-        port = free_port()
+        store = serve_store("127.0.0.1", self.timeout_s)  # as long as its ranks need it
         with contextlib.suppress(BrokenPipeError):  # a process that died: `_answers` says so
             for _, connection in self._members[:world]:
-                connection.send((function, args, world, port, self.timeout_s))
+                connection.send((function, args, world, store.port, self.timeout_s))
         answers = self._answers(world)
         failures = {rank: value for rank, (ok, value) in sorted(answers.items()) if not ok}
         if failures:
@@ -145,18 +143,6 @@ def _describe(failures: dict[int, tuple[str, Any]]) -> str:
     )
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on.
-
-    Below those that the system hands out by itself, so that nothing else is given it meanwhile.
-    """
-    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-    raise OSError(f"every port from {_PORTS.start} to {_PORTS.stop} is taken")
-
-
 def _serve(rank: int, connection: Connection, log: Path | None) -> None:
     """A process of the pool: run what arrives, until the other end is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that owns the pool
@@ -198,7 +184,8 @@ def _run_as_rank(
 
     from megarlhf.parallel.groups import join_world
 
-    join_world(rank, world, "127.0.0.1", port, timeout_s=timeout_s)
+    store = find_store("127.0.0.1", port, timeout_s)
+    join_world(rank, world, store, timeout_s=timeout_s)
     from megatron.core import parallel_state
 
     try:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from megarlhf.models.lora.adapter import Adapter, AdapterSpec
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel import interface
+from megarlhf.parallel.stores import find_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.adapter_layout import adapter_parameters
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
@@ -117,7 +118,7 @@ class Link:
         seconds = info.patience_s if is_engine else info.timeout_s
         timeout = datetime.timedelta(seconds=seconds)
         if store is None:
-            store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
+            store = find_store(info.host, info.port, seconds)
         scoped = dist.PrefixStore(info.name, store)
         size = info.trainer_topology.world + info.engine_topology.tp
         self.device = device
@@ -175,14 +176,3 @@ def _nccl(store: dist.Store, rank: int, size: int, timeout: datetime.timedelta) 
             del os.environ[name]
         else:
             os.environ[name] = before
-
-
-def serve_store(host: str, timeout_s: float) -> dist.TCPStore:
-    """Start the store that links meet at, on a free port of ``host``."""
-    return dist.TCPStore(
-        host,
-        0,
-        is_master=True,
-        wait_for_workers=False,
-        timeout=datetime.timedelta(seconds=timeout_s),
-    )

@@ -4,7 +4,6 @@ Written for vllm 0.32.0. Its two ends are vLLM's; what its trainer's end would h
 over HTTP it leaves in the link's store, where the engine finds it when our driver calls it.
 """
 
-import datetime
 import importlib.util
 import json
 import socket
@@ -18,6 +17,7 @@ from torch import nn
 
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.stores import find_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.fingerprints import Fingerprints
 from megarlhf.sync.link import StreamInfo
@@ -73,8 +73,7 @@ class Notes:
 
     def __init__(self, info: StreamInfo, store: dist.Store | None = None) -> None:
         if store is None:
-            timeout = datetime.timedelta(seconds=info.patience_s)
-            store = dist.TCPStore(info.host, info.port, is_master=False, timeout=timeout)
+            store = find_store(info.host, info.port, info.patience_s)
         self._store, self._scoped = store, dist.PrefixStore(info.name, store)
         self._updates = 0
 

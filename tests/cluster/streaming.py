@@ -8,8 +8,8 @@ import torch
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
-from megarlhf.sync.link import serve_store
 from megarlhf.sync.sender import Sender
 from tests.models.tiny import read_tensors, stand_ins
 
@@ -32,7 +32,7 @@ class StreamingWorker:
     def ready(self):
         return os.getpid()
 
-    def free_port(self, host):
+    def serve_ranks(self, host):
         return 0
 
     def start(self, host, port):

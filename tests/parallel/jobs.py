@@ -72,7 +72,7 @@ def ring_attention(rank, world, tensors, lengths, scale, scoring=None):
 
 def agree(rank, world):
     """What `LaunchedRank.first` and `any` answer on each rank."""
-    launched = LaunchedRank(rank, world, "unused", 0)
+    launched = LaunchedRank(rank, world)
 
     def refuse():
         raise UserError("no such file", where="data.train", fix="give one")

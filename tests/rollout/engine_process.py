@@ -13,11 +13,12 @@ import torch
 from megarlhf.data.records import Prompt
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.rollout.settings import EngineSettings, Sampling, engine_environment
 from megarlhf.sync.engine_layout import EngineTopology
 from megarlhf.sync.fingerprints import compare
-from megarlhf.sync.link import StreamInfo, serve_store
+from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.sender import Sender
 from tests.models.tiny import StandIn
 

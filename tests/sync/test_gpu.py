@@ -10,10 +10,11 @@ from safetensors.torch import save_file
 
 from megarlhf.models.spec import ModelSpec
 from megarlhf.models.weights.layout import parameters_of
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.cuda_ipc import CudaIpc
 from megarlhf.sync.engine_layout import EngineTopology
-from megarlhf.sync.link import Link, serve_store
+from megarlhf.sync.link import Link
 from megarlhf.sync.vllm_transport import PACKAGE, M2NSender
 from tests.models.tiny import read_tensors
 from tests.rollout.engine_process import GREEDY, EngineProcess, prompts_of, settings_of

@@ -6,10 +6,11 @@ from threading import Thread
 import pytest
 import torch
 
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
 from megarlhf.sync.landing import Landing
-from megarlhf.sync.link import Link, serve_store
+from megarlhf.sync.link import Link
 from megarlhf.sync.messages import MessageInlet, MessageOutlet
 from megarlhf.sync.sender import Sender
 from megarlhf.sync.transfers import in_one_piece, numel, transfers_of

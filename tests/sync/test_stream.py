@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 from megarlhf.config.schema import ParallelConfig
 from megarlhf.errors import UserError
 from megarlhf.models.spec import ModelSpec
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.sync.engine_layout import EngineTopology, engine_parameters
-from megarlhf.sync.link import Link, StreamInfo, serve_store
+from megarlhf.sync.link import Link, StreamInfo
 from megarlhf.sync.shared_memory import DIRECTORY, SharedMemory
 from megarlhf.sync.transports import choose
 from tests.engine.layouts import LAYOUTS

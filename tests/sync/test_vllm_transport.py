@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from megarlhf.errors import UserError
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.rollout.engine import VllmEngine
 from megarlhf.sync import vllm_transport
 from megarlhf.sync.engine_layout import EngineTopology
-from megarlhf.sync.link import serve_store
 from megarlhf.sync.sender import Sent
 from megarlhf.sync.vllm_transport import M2NSender, check_m2n
 from tests.models.tiny import read_tensors, stand_ins, write_llama

@@ -16,6 +16,7 @@ from megarlhf.engine.model_engine import ModelEngine
 from megarlhf.models.lora.wanted import adapters_of
 from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
+from megarlhf.parallel.stores import serve_store
 from megarlhf.parallel.topology import Topology
 from megarlhf.trainer.methods import METHODS
 from megarlhf.trainer.preparation import Parts
@@ -119,30 +120,30 @@ def run_commands(rank, world, runs):
 
     from megarlhf.trainer import offline
 
-    store = dist.PrefixStore("run", dist.distributed_c10d._get_default_store())
+    store = dist.distributed_c10d._get_default_store()
     summaries = []
     for number, (cls, overrides) in enumerate(runs):
         if rank == 0:
-            from megarlhf.parallel.pool import free_port
-
-            store.set(str(number), str(free_port()))
-        port = store.get(str(number)).decode()
+            agents = serve_store("127.0.0.1")
+            store.set(f"port of {number}", str(agents.port))
+        port = store.get(f"port of {number}").decode()
         dist.barrier()
         dist.destroy_process_group()
-        os.environ |= {
+        launched = {
             "RANK": str(rank),
             "WORLD_SIZE": str(world),
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
         }
+        os.environ |= launched
         try:
             summaries.append(offline.train(load(cls, None, overrides)))
         finally:
             parallel_state.destroy_model_parallel()
-            for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+            for name in launched:
                 del os.environ[name]
             if dist.is_initialized():
                 dist.destroy_process_group()
-            join_world(rank, world, "127.0.0.1", int(port) + 1)
-            store = dist.PrefixStore("run", dist.distributed_c10d._get_default_store())
+            join_world(rank, world, dist.PrefixStore(f"after {number}", store))
     return summaries

@@ -57,12 +57,11 @@ def _in_megatron(checkpoint: Checkpoint, ids: torch.Tensor) -> torch.Tensor:
     from megarlhf.models.rotary import PackedLayout
     from megarlhf.models.weights.loading import load_pretrained
     from megarlhf.parallel.groups import join_world
-    from megarlhf.parallel.pool import free_port
     from megarlhf.parallel.second_layout import SecondLayout
     from megarlhf.parallel.topology import Topology
 
     if not dist.is_initialized():
-        join_world(0, 1, "127.0.0.1", free_port())
+        join_world(0, 1, dist.HashStore())
     spec, topology = checkpoint.spec, Topology(world=1)
     layout = SecondLayout(topology, seed=0)  # each of two checkpoints has its own groups
     with layout.active():
