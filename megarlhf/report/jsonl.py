@@ -1,7 +1,7 @@
 """JSON-lines files that survive a killed process and a resumed run.
 
-Every line is an object with an integer "step". Only the last line can be incomplete, and an
-incomplete line is never read.
+Every line is an object with an integer "step". Only the last line can be incomplete: it is never
+read, and the next line takes its place.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -21,8 +21,7 @@ def append(path: Path, record: dict[str, Any]) -> None:
     # A lone surrogate has no UTF-8; backslashreplace turns it into a JSON escape like \udc80.
     line = text.encode("utf-8", "backslashreplace") + b"\n"
     with path.open("a+b") as file:
-        if _ends_inside_a_line(file):
-            line = b"\n" + line  # a killed writer left this: its line is lost, ours is not
+        _end_line(file)
         file.write(line)
 
 
@@ -56,19 +55,34 @@ def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n"):
-        try:
-            record = json.loads(line)
-        except ValueError:  # cut inside the JSON or inside a UTF-8 character
-            continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
+        record = _record(line)
+        if record is not None:
             yield line, record
 
 
-def _ends_inside_a_line(file: Any) -> bool:
+def _record(line: bytes) -> dict[str, Any] | None:
+    """What a line says; None for one that is no record of ours, or not all of it."""
+    try:
+        record = json.loads(line)
+    except ValueError:  # cut inside the JSON or inside a UTF-8 character
+        return None
+    is_ours = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_ours else None
+
+
+def _end_line(file: BinaryIO) -> None:
+    """Cut what a killed writer left of its line; a whole line that only wants its end gets it."""
     if file.seek(0, os.SEEK_END) == 0:
-        return False
+        return
     file.seek(-1, os.SEEK_END)
-    return file.read(1) != b"\n"
+    if file.read(1) == b"\n":
+        return
+    file.seek(0)
+    last = file.read().rsplit(b"\n", 1)[-1]
+    if _record(last) is None:
+        file.truncate(file.tell() - len(last))
+    else:
+        file.write(b"\n")
 
 
 def _json_ready(value: Any) -> Any:
