@@ -55,7 +55,7 @@ class OfflineRun:
 
         def claim() -> tuple[tuple[Path, dict[str, Any]] | None, dict[str, Any] | None]:
             self._directory = self._exit.enter_context(RunDirectory(name, self.config))
-            newest, best = self._directory.newest_checkpoint(), self._directory.best()
+            newest, best = self._directory.checkpoints.newest(), self._directory.checkpoints.best()
             found = (newest.directory, newest.state) if newest else None
             return found, best[1] if best else None
 
@@ -151,7 +151,9 @@ class OfflineRun:
             return {"interrupted": True, "steps": self.step}
         summary: dict[str, Any] = {**self._figures, "steps": self.step}
         model = Path(self.config.output.dir) / self.config.lora.result
-        best = self.launched.first(lambda: self._directory.best() if self._directory else None)
+        best = self.launched.first(
+            lambda: self._directory.checkpoints.best() if self._directory else None
+        )
         with self._phase("export", setup=True):
             self._export(model)
             if best is not None and self.config.output.export_best:
@@ -201,7 +203,7 @@ class OfflineRun:
 
     def _write_checkpoint(self) -> Path:
         directory = self.launched.first(
-            lambda: self._directory.begin_checkpoint(self.step) if self._directory else None
+            lambda: self._directory.checkpoints.begin(self.step) if self._directory else None
         )
         checkpoint.save(self.engine, directory)
         return directory
@@ -214,7 +216,7 @@ class OfflineRun:
                 "figures": self._figures,
                 "skipped": self._skipped.state_dict(),
             }
-            self._directory.commit_checkpoint(directory, state, best)
+            self._directory.checkpoints.commit(directory, state, best)
         self._saved_step = self.step
 
     def _report_rows(self) -> None:

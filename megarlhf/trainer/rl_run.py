@@ -1,19 +1,13 @@
-"""The parts of an RL run and what the loop does with them."""
+"""What the loop of an RL run does with its parts; its counters, logs and checkpoints."""
 
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from megarlhf.cluster.device_turns import by_turns_on_gpus, device_turns
-from megarlhf.cluster.engine_group import EngineGroup
-from megarlhf.cluster.model_groups import ModelGroups
-from megarlhf.cluster.placement import placement_of
 from megarlhf.cluster.processes import Opener
-from megarlhf.cluster.stream_links import check_transport
 from megarlhf.config.schema import RLConfig
 from megarlhf.data.records import Prompt, Sample
 from megarlhf.data.records import Sequence as TokenSequence
@@ -21,21 +15,17 @@ from megarlhf.errors import UserError
 from megarlhf.rollout.settings import Sampling
 from megarlhf.trainer import experience
 from megarlhf.trainer.best_checkpoint import BestCheckpoint
-from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.evaluation import Evaluation
-from megarlhf.trainer.reward_models import start_reward_models
 from megarlhf.trainer.rl_inputs import RLInputs
-from megarlhf.trainer.rollout_source import rollouts_of
+from megarlhf.trainer.rl_parts import rl_parts
 from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import RunLog
-from megarlhf.trainer.samplers import samplers_of
-from megarlhf.trainer.trained_models import TrainedModels, kinds_of_models
 from megarlhf.trainer.updates import sequence_multiple
 
 
 class RLRun:
-    """Trained models, engines, logs and counters of one run; a context manager that ends them all.
+    """One run; a context manager that starts its parts and ends them.
 
     Args:
         config: The configuration.
@@ -58,7 +48,7 @@ class RLRun:
         self._worst_gap = 0.0
         self._accuracy_before: float | None = None
         self._accuracy: tuple[int, float | None] = (0, None)  # after a step: the last evaluation's
-        best = directory.best()
+        best = directory.checkpoints.best()
         self._best = BestCheckpoint(config.train, None if best is None else best[1])
         self._saved_step = 0  # what is there before the first step needs no saving
         self._exit = ExitStack()
@@ -68,7 +58,7 @@ class RLRun:
         )
 
     def __enter__(self) -> "RLRun":
-        checkpoint = self.directory.newest_checkpoint()
+        checkpoint = self.directory.checkpoints.newest()
         if checkpoint is not None:
             self._restore(checkpoint.state)
         self._stream = self.inputs.stream.state_dict()  # of what was trained on
@@ -79,42 +69,24 @@ class RLRun:
             total_steps=self.inputs.total_steps,
             done_steps=self.step,
         )
-        config, algorithm = self.config, self.inputs.algorithm
-        placement = placement_of(config, kinds_of_models(config, algorithm))
-        with self._exit, self.log.progress.phase("start", setup=True):
-            self._exit.enter_context(self.inputs.reward)
-            processes = self._exit.enter_context(self._open_processes(placement))
-            note = self.log.progress.note
-            check_transport(config, self.inputs.spec, on_gpu=processes.on_gpu)
-            groups = ModelGroups(config, processes)
-            self.models = TrainedModels.placed(
-                config, algorithm, self.inputs.total_steps, groups, self.inputs.ptx, note
+        self.evaluation = Evaluation(
+            self.config,
+            self.inputs.eval_sets,
+            self._generate,
+            self.inputs.reward,
+            self.log.evaluation,
+        )
+        parts = self._exit.enter_context(
+            rl_parts(
+                self.config,
+                self.inputs,
+                self._open_processes,
+                None if checkpoint is None else checkpoint.directory,
+                self.log.progress,
             )
-            make_engines = partial(EngineGroup, config, engine_settings(config), processes, note)
-            alone = by_turns_on_gpus(config, on_gpu=processes.on_gpu)
-            engines = None if alone else make_engines()  # which start while the models do
-            self.models.start(None if checkpoint is None else checkpoint.directory)
-            start_reward_models(config, self.inputs.reward.scorers, groups)
-            if alone:
-                self.models.actor.make_room()
-            self.engines = engines or make_engines()
-            self.engines.start()
-            self.turns = device_turns(
-                config, self.models.actor, self.engines, note, on_gpu=processes.on_gpu
-            )
-            self.turns.to_trainer()  # whoever shares memory with engines is asked to meet them
-            self.engines.connect(self.models.actor)
-            inputs = self.inputs
-            sampler, self._evaluator = self._exit.enter_context(
-                samplers_of(config, inputs.tokenizer, inputs.spec.vocab_size, self.engines)
-            )
-            self._rollouts = self._exit.enter_context(
-                rollouts_of(config, inputs, sampler, self.engines, self.turns, self.phase, note)
-            )
-            self.evaluation = Evaluation(
-                config, inputs.eval_sets, self._generate, inputs.reward, self.log.evaluation
-            )
-            self._exit = self._exit.pop_all()  # all is up: keep it until the run ends
+        )
+        self.models, self.engines, self.turns = parts.models, parts.engines, parts.turns
+        self._rollouts, self._evaluator = parts.rollouts, parts.evaluator
         return self
 
     def __exit__(
@@ -206,11 +178,11 @@ class RLRun:
                 metrics = self._evaluated()
             self.log.point(self.step, metrics)
             if self._best.beaten_by(metrics):
-                self.directory.mark_best(self.step, self._best.record)
+                self.directory.checkpoints.mark_best(self.step, self._best.record)
         with self.log.progress.phase("export", setup=True):
             self.turns.to_trainer()
             model = self.models.export(self.directory.path)
-            best = self.directory.best()
+            best = self.directory.checkpoints.best()
             if best is not None and self.config.output.export_best:
                 self.models.export_from(best[0], self.directory.path / "best")
         measured, accuracy = self._accuracy
@@ -254,7 +226,7 @@ class RLRun:
     def _write_checkpoint(self) -> Path:
         self.turns.to_trainer()
         with self._rollouts.undisturbed():
-            directory = self.directory.begin_checkpoint(self.step)
+            directory = self.directory.checkpoints.begin(self.step)
             self.models.save(directory)
         return directory
 
@@ -269,7 +241,7 @@ class RLRun:
             "saved_at": time.time(),
         }
         with self._rollouts.undisturbed():
-            self.directory.commit_checkpoint(directory, state, best)
+            self.directory.checkpoints.commit(directory, state, best)
         self._saved_step = self.step
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -1,9 +1,6 @@
-"""The directory of a run: whose it is, its checkpoints, and that only one process writes to it."""
+"""The directory of a run: whose it is, and that only one process writes to it."""
 
 import fcntl
-import json
-import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -11,27 +8,13 @@ from typing import Any
 from megarlhf.config.settings import to_dict
 from megarlhf.config.yaml_text import to_yaml
 from megarlhf.errors import UserError
-from megarlhf.report.jsonl import replace_file
+from megarlhf.trainer.kept_checkpoints import KeptCheckpoints
+from megarlhf.trainer.notes import read_note, write_note
 from megarlhf.trainer.run_identity import differences
-
-BEST = "best.json"  # in a checkpoint: it was the best when it was made, and why
 
 # What may be there before the run is: the lock, the launcher's logs, rows that were tokenized for it.
 TOKENIZED = "tokenized"
 NOT_OURS = ("run.lock", "logs", TOKENIZED)
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A whole checkpoint.
-
-    Attributes:
-        directory: Holds the distributed checkpoint and ``trainer.json``.
-        state: What the trainer stored: step, data position, counters.
-    """
-
-    directory: Path
-    state: dict[str, Any]
 
 
 class RunDirectory:
@@ -47,7 +30,7 @@ class RunDirectory:
 
     def __init__(self, command: str, config: Any) -> None:
         self.path = Path(config.output.dir)
-        self._keep = config.train.keep_checkpoints
+        self.checkpoints = KeptCheckpoints(self.path / "checkpoints", config.train.keep_checkpoints)
         self._identity = {"command": command, "config": to_dict(config)}
         self._defaults = to_dict(type(config)())
         self._resume = config.train.resume
@@ -78,11 +61,9 @@ class RunDirectory:
         except UserError:
             self._lock.close()
             raise
-        _write(self.path / "run.json", self._identity)  # cut short, nobody could go on
+        write_note(self.path / "run.json", self._identity)  # cut short, nobody could go on
         (self.path / "config.yaml").write_text(self._text)
-        for unfinished in ("*.partial", "*.removed"):
-            for leftover in self._checkpoints.glob(unfinished):
-                shutil.rmtree(leftover)
+        self.checkpoints.clear_unfinished()
         return self
 
     def __exit__(
@@ -93,82 +74,14 @@ class RunDirectory:
     ) -> None:
         self._lock.close()
 
-    def newest_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint to go on from, if there is one."""
-        found = self._complete()
-        if not found:
-            return None
-        fix = f"remove {found[-1]}, and the run goes on from the checkpoint before"
-        return Checkpoint(found[-1], _read(found[-1] / "trainer.json", fix))
-
     def finished_summary(self, total_steps: int) -> dict[str, Any] | None:
         """The summary of this run, if it has done all its steps already."""
         file = self.path / "summary.json"
-        newest = self.newest_checkpoint()
+        newest = self.checkpoints.newest()
         if newest is None or newest.state["step"] < total_steps or not file.is_file():
             return None
-        summary = _read(file, f"remove {file}, and the same command writes it again")
+        summary = read_note(file, f"remove {file}, and the same command writes it again")
         return summary if summary["steps"] >= total_steps else None  # else it is of a shorter run
-
-    def begin_checkpoint(self, step: int) -> Path:
-        """An empty directory to write the checkpoint of ``step`` into."""
-        directory = self._checkpoints / f"step-{step:08d}.partial"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir(parents=True)
-        return directory
-
-    def commit_checkpoint(
-        self, directory: Path, state: dict[str, Any], best: dict[str, Any] | None = None
-    ) -> Path:
-        """Declare a written checkpoint whole, and remove the oldest ones.
-
-        Until this returns, the checkpoints before it remain.
-
-        Args:
-            directory: From `begin_checkpoint`.
-            state: What the trainer stores.
-            best: What `mark_best` notes, if it is the best so far.
-        """
-        if best is not None:
-            _write(directory / BEST, {"step": state["step"], **best})
-        _write(directory / "trainer.json", state)
-        final = directory.with_suffix("")
-        if final.exists():
-            _remove(final)
-        directory.rename(final)
-        self._remove_old()
-        return final
-
-    def mark_best(self, step: int, record: dict[str, Any]) -> None:
-        """Keep the checkpoint of ``step``, whole already, whatever comes after it.
-
-        The one that was marked before loses that. ``record`` says why, for `best`.
-        """
-        _write(self._checkpoints / f"step-{step:08d}" / BEST, {"step": step, **record})
-        self._remove_old()
-
-    def best(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that was marked, if there is one, and its record."""
-        marked = [
-            directory / BEST for directory in self._complete() if (directory / BEST).is_file()
-        ]
-        if not marked:
-            return None
-        directory = marked[-1].parent
-        return directory, _read(marked[-1], f"remove {directory}")
-
-    def _remove_old(self) -> None:
-        best = self.best()
-        for old in self._complete()[: -self._keep]:
-            if best is None or old != best[0]:
-                _remove(old)
-
-    @property
-    def _checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    def _complete(self) -> list[Path]:
-        return sorted(file.parent for file in self._checkpoints.glob("step-*[0-9]/trainer.json"))
 
     def _check_owner(self) -> None:
         file = self.path / "run.json"
@@ -189,7 +102,7 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or train.resume=true to go on",
             )
-        before = _read(file, "set output.dir to a new directory")
+        before = read_note(file, "set output.dir to a new directory")
         if before["command"] != self._identity["command"]:
             raise UserError(
                 f"the output directory belongs to a run of '{before['command']}'",
@@ -203,21 +116,3 @@ class RunDirectory:
                 where=str(self.path),
                 fix="set output.dir to a new directory, or restore these settings to go on",
             )
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    replace_file(file, (json.dumps(content, indent=2) + "\n").encode())
-
-
-def _remove(checkpoint: Path) -> None:
-    """Killed in between, it is none any more: half of one must not pass for a whole one."""
-    shutil.rmtree(checkpoint.rename(checkpoint.with_suffix(".removed")))
-
-
-def _read(file: Path, fix: str) -> dict[str, Any]:
-    """What a run has noted; it is damaged only where a disk was."""
-    try:
-        found = json.loads(file.read_text())
-    except ValueError as error:  # of JSON or of UTF-8
-        raise UserError(f"does not parse: {error}", where=str(file), fix=fix) from None
-    return found

@@ -58,7 +58,9 @@ def a_run(name="grpo", critic=None, **changes):
     critic = critic or CriticConfig()
     config = replace(RLConfig(), algorithm=settings, rollout=rollout, critic=critic)
     inputs = SimpleNamespace(algorithm=find(name, settings.file), total_steps=10)
-    run = RLRun(config, inputs, SimpleNamespace(best=lambda: None), None)
+    run = RLRun(
+        config, inputs, SimpleNamespace(checkpoints=SimpleNamespace(best=lambda: None)), None
+    )
     run.actor, run.critic = Notes(), Notes() if inputs.algorithm.needs_critic else None
     run.turns = Separate(None)
     run.models = TrainedModels(config, inputs.algorithm, 10, run.actor, run.critic)

@@ -47,7 +47,7 @@ def directory(tmp_path):
 
 
 def save(directory, step):
-    directory.commit_checkpoint(directory.begin_checkpoint(step), {"step": step})
+    directory.checkpoints.commit(directory.checkpoints.begin(step), {"step": step})
 
 
 def kept(directory):
@@ -56,20 +56,20 @@ def kept(directory):
 
 
 def test_the_best_one_stays_beside_the_newest(directory):
-    assert directory.best() is None
+    assert directory.checkpoints.best() is None
     for step in range(1, 8):
         save(directory, step)
         if step in (2, 5):
-            directory.mark_best(step, {"metric": "m", "value": step / 10})
+            directory.checkpoints.mark_best(step, {"metric": "m", "value": step / 10})
     assert kept(directory) == [5, 6, 7]
-    path, record = directory.best()
+    path, record = directory.checkpoints.best()
     assert path.name == "step-00000005"
     assert record == {"step": 5, "metric": "m", "value": 0.5}
-    assert directory.newest_checkpoint().state["step"] == 7
+    assert directory.checkpoints.newest().state["step"] == 7
 
 
 def test_a_best_one_that_somebody_removed_is_none(directory):
     save(directory, 1)
-    directory.mark_best(1, {"metric": "m", "value": 0.5})
+    directory.checkpoints.mark_best(1, {"metric": "m", "value": 0.5})
     (directory.path / "checkpoints" / "step-00000001" / "trainer.json").unlink()
-    assert directory.best() is None
+    assert directory.checkpoints.best() is None

@@ -100,7 +100,7 @@ def test_a_run_killed_before_its_checkpoint_counts_takes_the_step_again(
 
     with process(0.75, 0.5) as run:
         steps_of(run, 1)
-        monkeypatch.setattr(run._directory, "commit_checkpoint", killed)
+        monkeypatch.setattr(run._directory.checkpoints, "commit", killed)
         with pytest.raises(KeyboardInterrupt):
             steps_of(run, 1)
     assert logged() == [(1, 0.75), (2, 0.5)]

@@ -11,6 +11,7 @@ from megarlhf.config import loader
 from megarlhf.config.schema import RLConfig
 from megarlhf.report import jsonl
 from megarlhf.trainer import rl_run
+from megarlhf.trainer.kept_checkpoints import KeptCheckpoints
 from megarlhf.trainer.rollouts import Rollout
 from megarlhf.trainer.run_directory import RunDirectory
 from megarlhf.trainer.run_log import EVALUATION_FILE, RunLog
@@ -50,12 +51,12 @@ class Process:
             (RunLog, "step"),
             (RunLog, "point"),
             (RunLog, "finish"),
-            (RunDirectory, "commit_checkpoint"),
+            (KeptCheckpoints, "commit"),
         ):
             patch.setattr(owner, name, self._killing(name, getattr(owner, name)))
         patch.setattr(rl_run.experience, "largest_gap", lambda sequences: {})
         run = rl_run.RLRun(config, inputs, claimed, None)
-        if (newest := claimed.newest_checkpoint()) is not None:
+        if (newest := claimed.checkpoints.newest()) is not None:
             run._restore(newest.state)
         run.log = RunLog(
             claimed.path, config, title="", total_steps=self.total, done_steps=run.step
@@ -143,8 +144,8 @@ def test_every_step_is_logged_once_and_evaluated_where_it_is_due(whole):
     [
         *[("point", 1), ("point", 2), ("step", 1), ("step", 2)],
         *[("step", 3), ("step", 4), ("step", 9), ("step", 10)],  # after step 2, the best; after 5
-        *[("commit_checkpoint", 3), ("commit_checkpoint", 4)],
-        *[("commit_checkpoint", 9), ("commit_checkpoint", 10), ("finish", 1)],
+        *[("commit", 3), ("commit", 4)],
+        *[("commit", 9), ("commit", 10), ("finish", 1)],
     ],
 )
 def test_a_run_that_is_killed_goes_on_as_if_nothing_had_happened(
@@ -167,7 +168,7 @@ def test_a_longer_run_is_complete_when_it_has_its_own_summary(tmp_path, monkeypa
 
 def test_a_run_that_was_to_be_longer_is_evaluated_at_its_end(tmp_path, monkeypatch):
     with pytest.raises(Killed):
-        Process(tmp_path, monkeypatch, *SETTINGS, *BEST, killed_at=("commit_checkpoint", 6))
+        Process(tmp_path, monkeypatch, *SETTINGS, *BEST, killed_at=("commit", 6))
     Process(tmp_path, monkeypatch, *SETTINGS, *BEST, "train.steps=3")
     rows, evaluated, summary = logged(tmp_path)
     assert evaluated == [0, 2, 3]

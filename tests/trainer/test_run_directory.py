@@ -45,9 +45,9 @@ def snapshot(path):
 
 
 def save(directory, step, **state):
-    draft = directory.begin_checkpoint(step)
+    draft = directory.checkpoints.begin(step)
     (draft / "weights").write_text(str(step))
-    return directory.commit_checkpoint(draft, {"step": step, **state})
+    return directory.checkpoints.commit(draft, {"step": step, **state})
 
 
 # --- Whose it is --------------------------------------------------------------------------------
@@ -55,7 +55,7 @@ def save(directory, step, **state):
 
 def test_a_new_directory_is_made_and_says_what_runs(claim):
     with claim("optimizer.lr=2e-6") as directory:
-        assert directory.newest_checkpoint() is None
+        assert directory.checkpoints.newest() is None
     loaded = loader.load(RLConfig, directory.path / "config.yaml")
     assert loaded.optimizer.lr == 2e-6
     assert to_dict(loaded) == json.loads((directory.path / "run.json").read_text())["config"]
@@ -198,7 +198,7 @@ def test_the_newest_checkpoint_is_the_one_to_go_on_from(claim):
         for step in (9, 10, 100):
             final = save(directory, step, stream={"position": step}, before=None)
     with claim() as directory:
-        newest = directory.newest_checkpoint()
+        newest = directory.checkpoints.newest()
     assert newest.directory == final
     assert newest.state == {"step": 100, "stream": {"position": 100}, "before": None}
     assert (final / "weights").read_text() == "100"
@@ -216,15 +216,15 @@ def test_the_oldest_checkpoints_go(claim, keep):
 def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(claim):
     with claim("train.keep_checkpoints=1") as directory:
         save(directory, 1)
-        draft = directory.begin_checkpoint(2)
+        draft = directory.checkpoints.begin(2)
         (draft / "trainer.json").write_text(
             '{"step": 2}'
         )  # killed just before it was declared whole
-        assert directory.newest_checkpoint().state["step"] == 1
-        assert list(directory.begin_checkpoint(2).iterdir()) == []  # begun again
+        assert directory.checkpoints.newest().state["step"] == 1
+        assert list(directory.checkpoints.begin(2).iterdir()) == []  # begun again
     with claim() as directory:
         assert not draft.exists()
-        assert directory.newest_checkpoint().state["step"] == 1
+        assert directory.checkpoints.newest().state["step"] == 1
 
 
 def test_half_a_removed_checkpoint_does_not_count(claim, monkeypatch):
@@ -248,7 +248,7 @@ def test_a_checkpoint_without_its_state_is_ignored(claim):
     with claim() as directory:
         save(directory, 1)
         (directory.path / "checkpoints" / "step-00000002").mkdir()
-        assert directory.newest_checkpoint().state["step"] == 1
+        assert directory.checkpoints.newest().state["step"] == 1
 
 
 def test_what_a_damaged_disk_has_left_is_named(claim):
@@ -256,7 +256,7 @@ def test_what_a_damaged_disk_has_left_is_named(claim):
         noted = save(directory, 3) / "trainer.json"
         noted.write_text("")
         with pytest.raises(UserError) as caught:
-            directory.newest_checkpoint()
+            directory.checkpoints.newest()
     assert caught.value.where == str(noted)
     assert caught.value.fix.startswith(f"remove {noted.parent}, and the run goes on")
     (directory.path / "run.json").write_text("{")
@@ -268,4 +268,4 @@ def test_a_step_saved_again_replaces_the_first(claim):
     with claim() as directory:
         save(directory, 5, attempt=1)
         save(directory, 5, attempt=2)
-        assert directory.newest_checkpoint().state["attempt"] == 2
+        assert directory.checkpoints.newest().state["attempt"] == 2
