@@ -13,7 +13,7 @@ from megarlhf.demo.model import make_model
 from megarlhf.errors import UserError
 from megarlhf.trainer.offline_inputs import prepare
 from tests.end_to_end.conftest import figures
-from tests.trainer.offline_jobs import run_commands
+from tests.trainer.offline_jobs import count_threads, run_commands
 
 NUMBERS = ["one", "two", "three", "four", "five"]
 PAIRS = [(a, b) for a in NUMBERS for b in NUMBERS]
@@ -95,7 +95,10 @@ def test_a_run_that_was_stopped_repeats_the_whole_one(ranks, command, tmp_path, 
     for step in range(last + 1, 5):
         shutil.rmtree(parts / "checkpoints" / f"step-{step:08d}", ignore_errors=True)
     shutil.rmtree(parts / "model")
+    before = ranks.run(2, count_threads)
     ranks.run(2, run_commands, [command(method, "parts", *settings)])
+    for was, now in zip(before, ranks.run(2, count_threads), strict=True):
+        assert now - was < 16  # a run's process groups have 48, and must be gone with it
     assert figures(parts) == uncut  # bit for bit, held-out figures included
     weights = [run / "model" / "model.safetensors" for run in (whole, parts)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -108,6 +108,11 @@ def train_methods(rank, world, path, parallel, runs, examples, held_out, steps, 
     return results
 
 
+def count_threads(rank, world):
+    """Of this rank's process."""
+    return len(os.listdir("/proc/self/task"))
+
+
 def run_commands(rank, world, runs):
     """Run commands as `torchrun` would; returns the summaries.
 
