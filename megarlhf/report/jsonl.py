@@ -1,7 +1,7 @@
 """JSON-lines files that survive a killed process and a resumed run.
 
-Every line is an object with an integer "step". Only the last line can be incomplete: it is never
-read, and the next line takes its place.
+Every line is an object with an integer "step". Only the last line can be incomplete, and an
+incomplete line is never read.
 """
 
 import json
@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 
 def append(path: Path, record: dict[str, Any]) -> None:
@@ -21,7 +21,8 @@ def append(path: Path, record: dict[str, Any]) -> None:
     # A lone surrogate has no UTF-8; backslashreplace turns it into a JSON escape like \udc80.
     line = text.encode("utf-8", "backslashreplace") + b"\n"
     with path.open("a+b") as file:
-        _end_line(file)
+        if _ends_inside_a_line(file):
+            line = b"\n" + line  # a killed writer left this: its line is lost, ours is not
         file.write(line)
 
 
@@ -30,7 +31,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _complete_lines(path)]
 
 
-def truncate_after(path: Path, step: int) -> None:
+def truncate_after(path: Path, step: float = math.inf) -> None:
     """Drop the lines of later steps and an incomplete last line, in one atomic replacement."""
     if path.exists():
         kept = [line + b"\n" for line, record in _complete_lines(path) if record["step"] <= step]
@@ -55,34 +56,19 @@ def _complete_lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     if not path.exists():
         return
     for line in path.read_bytes().split(b"\n"):
-        record = _record(line)
-        if record is not None:
+        try:
+            record = json.loads(line)
+        except ValueError:  # cut inside the JSON or inside a UTF-8 character
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
             yield line, record
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """What a line says; None for one that is no record of ours, or not all of it."""
-    try:
-        record = json.loads(line)
-    except ValueError:  # cut inside the JSON or inside a UTF-8 character
-        return None
-    is_ours = isinstance(record, dict) and isinstance(record.get("step"), int)
-    return record if is_ours else None
-
-
-def _end_line(file: BinaryIO) -> None:
-    """Cut what a killed writer left of its line; a whole line that only wants its end gets it."""
+def _ends_inside_a_line(file: Any) -> bool:
     if file.seek(0, os.SEEK_END) == 0:
-        return
+        return False
     file.seek(-1, os.SEEK_END)
-    if file.read(1) == b"\n":
-        return
-    file.seek(0)
-    last = file.read().rsplit(b"\n", 1)[-1]
-    if _record(last) is None:
-        file.truncate(file.tell() - len(last))
-    else:
-        file.write(b"\n")
+    return file.read(1) != b"\n"
 
 
 def _json_ready(value: Any) -> Any:

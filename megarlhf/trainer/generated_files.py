@@ -31,6 +31,11 @@ class GeneratedFiles:
     def __init__(self, directory: Path, texts: Mapping[int, str]) -> None:
         self._directory, self._texts = directory, texts
 
+    def go_on(self) -> set[int]:
+        """The indices of the prompts that have their responses; a line that was cut is dropped."""
+        jsonl.truncate_after(self._directory / SAMPLES)
+        return self.done()
+
     def done(self) -> set[int]:
         """The indices of the prompts that have their responses."""
         return {record["step"] for record in self._records()}

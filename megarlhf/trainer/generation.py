@@ -60,7 +60,7 @@ def generate(config: RLConfig, opener: Opener) -> dict[str, Any]:
     inputs = prepare(config)  # everything wrong with the input is found here
     with RunDirectory("generate", config) as directory:
         files = GeneratedFiles(directory.path, inputs.texts)
-        done = files.done()
+        done = files.go_on()
         batches = _batches(config, [one for one in inputs.prompts if one.index not in done])
         progress = Progress(len(batches), f"generate with {config.model.path}")
         if done:

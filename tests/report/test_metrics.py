@@ -71,16 +71,12 @@ def test_a_line_cut_short_is_not_read_and_truncate_drops_it(tmp_path, cut):
     assert path.read_bytes() == complete
 
 
-@pytest.mark.parametrize(
-    ("left", "kept"), [(b'{"step": 2, "rew', [1, 3]), (b'{"step": 2}', [1, 2, 3])]
-)
-def test_writing_after_a_cut_line_loses_only_that_line(tmp_path, left, kept):
+def test_writing_after_a_cut_line_loses_only_that_line(tmp_path):
     log = log_steps(tmp_path, 1)
-    path = tmp_path / "metrics.jsonl"
-    with path.open("ab") as file:
-        file.write(left)
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 2, "rew')
     log.write(3, {})
-    assert [json.loads(line)["step"] for line in path.read_bytes().splitlines()] == kept
+    assert steps(tmp_path) == [1, 3]
 
 
 def test_a_failed_truncate_leaves_the_old_file(tmp_path, monkeypatch):

@@ -70,3 +70,10 @@ def test_best_and_pairs_of_what_was_sampled(tmp_path):
     (pair,) = jsonl.read(tmp_path / "pairs.jsonl")
     assert (pair["chosen"], pair["rejected"], pair["margin"]) == ("b", "c", 1.0)
     assert (summary["responses"], summary["best"], summary["pairs"]) == (7, 2, 1)
+
+
+def test_what_a_killed_run_left_of_a_line_goes(tmp_path):
+    whole = '{"step": 3, "responses": []}\n'
+    (tmp_path / "samples.jsonl").write_text(whole + '{"step": 4, "prompt"')
+    assert GeneratedFiles(tmp_path, {}).go_on() == {3}
+    assert (tmp_path / "samples.jsonl").read_text() == whole
