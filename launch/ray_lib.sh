@@ -19,8 +19,14 @@ joined_words() {
     joined=("$python" -c '
 import sys, time, ray
 nodes, seconds = map(int, sys.argv[1:])
-ray.init(log_to_driver=False, logging_level="ERROR")
 deadline = time.monotonic() + seconds
+while not ray.is_initialized():  # a busy first node may not answer at once
+    try:
+        ray.init(log_to_driver=False, logging_level="ERROR")
+    except ConnectionError as error:
+        if time.monotonic() > deadline:
+            sys.exit(str(error))
+        time.sleep(1)
 while (alive := sum(node["Alive"] for node in ray.nodes())) < nodes:
     if time.monotonic() > deadline:
         sys.exit(f"{alive} of {nodes} nodes joined Ray in {seconds} s")
