@@ -131,7 +131,7 @@ def test_only_adapters_travel_once_the_base_is_there(tmp_path):
         engine.close()
 
 
-class FakeEngine:
+class EngineEnd:
     """The engine's end of the two links, without vLLM."""
 
     def __init__(self, spec, info):
@@ -172,7 +172,7 @@ def test_an_engine_merges_what_it_is_sent(tmp_path, family, transport):
     trainer.load(tensors)
     info = trainer.info(0)
     with ThreadPoolExecutor(1) as other:
-        joining = other.submit(FakeEngine, trainer.adapters, info)
+        joining = other.submit(EngineEnd, trainer.adapters, info)
         trainer._on_every_rank(lambda sender: sender.connect(info, CPU))
         engine = joining.result()
         of_base = sum(tensor.nbytes for tensor in tensors.values())

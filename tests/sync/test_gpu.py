@@ -1,5 +1,6 @@
 """The transports of GPUs; on a machine without one they are skipped."""
 
+from contextlib import contextmanager
 from dataclasses import asdict
 from multiprocessing import get_context
 from types import SimpleNamespace
@@ -64,35 +65,38 @@ def send(info):
     torch.cuda.synchronize()
 
 
+@contextmanager
+def link_to_sender(timeout_s):
+    """A link on the first GPU to a process that `send`s from the second, and the process."""
+    store = serve_store("127.0.0.1", timeout_s=60)
+    info = info_of(port=store.port, transport="nccl", timeout_s=timeout_s)
+    process = get_context("spawn").Process(target=send, args=(info,))
+    process.start()
+    yield Link(info, 0, torch.device("cuda", 0), store), process
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(GPUS < 2, reason="fewer than two CUDA devices")
 def test_messages_over_nccl():
-    store = serve_store("127.0.0.1", timeout_s=60)
-    info = info_of(port=store.port, transport="nccl", timeout_s=60)
-    process = get_context("spawn").Process(target=send, args=(info,))
-    process.start()
-    message = torch.zeros(1000, device="cuda")
-    Link(info, 0, torch.device("cuda", 0), store).receive(message, 1).wait()
-    torch.cuda.synchronize()
-    assert torch.equal(message.cpu(), torch.arange(1000.0))
-    process.join(20)
-    assert process.exitcode == 0
+    with link_to_sender(timeout_s=60) as (link, process):
+        message = torch.zeros(1000, device="cuda")
+        link.receive(message, 1).wait()
+        torch.cuda.synchronize()
+        assert torch.equal(message.cpu(), torch.arange(1000.0))
+        process.join(20)
+        assert process.exitcode == 0
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(GPUS < 2, reason="fewer than two CUDA devices")
 def test_an_engine_that_is_lost_costs_nccl_no_more_than_its_timeout():
     """Both sides meet, then one is gone: the other's wait raises, and its process computes on."""
-    store = serve_store("127.0.0.1", timeout_s=60)
-    info = info_of(port=store.port, transport="nccl", timeout_s=10)
-    process = get_context("spawn").Process(target=send, args=(info,))
-    process.start()
-    link = Link(info, 0, torch.device("cuda", 0), store)
-    message = torch.zeros(1000, device="cuda")
-    link.receive(message, 1).wait()
-    process.join(20)
-    with pytest.raises(RuntimeError):
+    with link_to_sender(timeout_s=10) as (link, process):
+        message = torch.zeros(1000, device="cuda")
         link.receive(message, 1).wait()
+        process.join(20)
+        with pytest.raises(RuntimeError):
+            link.receive(message, 1).wait()
     assert (torch.ones(10, device="cuda") + 1).sum().item() == 20
 
 
