@@ -28,9 +28,9 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt setup.py
 demo: venv ## align a tiny model from start to end on this machine
 	$(VENV)/bin/megarlhf demo
 
-# Tests that start whole runs wait more than they compute: the others run beside them. (Not the other way round: a shell
-# ignores SIGINT in what it runs in the background, and with it all that is started there.)
-RUNS = tests/end_to_end
+# Tests that start whole RL runs wait more than they compute: the others, which take as long, run beside them. (Not the
+# other way round: a shell ignores SIGINT in what it runs in the background, and with it all that is started there.)
+RUNS = $(wildcard tests/end_to_end/test_rl*.py) $(addprefix tests/end_to_end/,test_generate.py test_ppo.py)
 test: lint ## lint, then every test that this machine can run
 	@$(VENV)/bin/python -m pytest -q tests $(RUNS:%=--ignore=%) > .test-others.log 2>&1 & others=$$!; \
 	$(VENV)/bin/python -m pytest -q $(RUNS); runs=$$?; \
