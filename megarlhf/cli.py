@@ -15,6 +15,7 @@ from megarlhf.commands import demo, merge_lora, parity, plan, serve_rm
 from megarlhf.config import loader, schema
 from megarlhf.config.wording import describe
 from megarlhf.errors import UserError, cannot_write, disk_error
+from megarlhf.startup import importing
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,9 @@ def _run_configured(arguments: argparse.Namespace) -> int:
         return 0
     config = _load(command, arguments.config, arguments.overrides)
     module, function = command.runner.split(":")
-    summary: dict[str, Any] = getattr(importlib.import_module(module), function)(config)
+    with importing():
+        run = getattr(importlib.import_module(module), function)
+    summary: dict[str, Any] = run(config)
     if not summary.get("interrupted"):
         return 0
     return 0 if launcher.tell_stopped(summary["steps"]) else INTERRUPTED

@@ -23,6 +23,7 @@ from megarlhf.models.spec import ModelSpec
 from megarlhf.parallel.groups import join_world, make_groups
 from megarlhf.parallel.stores import find_store, serve_store
 from megarlhf.parallel.topology import Topology
+from megarlhf.startup import building
 
 if TYPE_CHECKING:
     from megatron.core.process_groups_config import ProcessGroupCollection
@@ -75,8 +76,9 @@ class ModelWorker(ABC):
     def start(self, host: str, port: int) -> None:
         """Join the other ranks, then `build`."""
         store = find_store(host, port) if self._meeting is None else self._meeting
-        join_world(self.rank, self.world, store, host)
-        self.start_with(make_groups(self.topology, self.config.train.seed))
+        with building():
+            join_world(self.rank, self.world, store, host)
+            self.start_with(make_groups(self.topology, self.config.train.seed))
 
     def start_with(self, groups: "ProcessGroupCollection") -> None:
         """Build on ranks that have joined each other; models of one layout may share its groups."""

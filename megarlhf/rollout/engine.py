@@ -18,6 +18,7 @@ from megarlhf.rollout.settings import (
     prefill_settings,
     stop_token_ids,
 )
+from megarlhf.startup import building, importing
 from megarlhf.sync.engine_layout import untouched_parameters
 from megarlhf.sync.link import StreamInfo
 from megarlhf.sync.vllm_transport import Notes
@@ -33,37 +34,39 @@ class VllmEngine:
     """
 
     def __init__(self, settings: EngineSettings) -> None:
-        from transformers import AutoTokenizer
-        from vllm import LLM
-        from vllm.config import WeightTransferConfig
+        with importing():
+            from transformers import AutoTokenizer
+            from vllm import LLM
+            from vllm.config import WeightTransferConfig
 
-        from megarlhf.sync.receiver import BACKEND, EXTENSION
+            from megarlhf.sync.receiver import BACKEND, EXTENSION
 
         self._settings, spec = settings, ModelSpec.read(settings.model_path)
         self._tokenizer = AutoTokenizer.from_pretrained(settings.model_path)
         self._stop_ids = stop_token_ids(Path(settings.model_path), self._tokenizer.eos_token_id)
-        self._llm = LLM(
-            settings.model_path,
-            dtype=settings.dtype,
-            tensor_parallel_size=settings.tensor_parallel,
-            enable_expert_parallel=settings.expert_parallel,
-            max_model_len=settings.max_length,
-            max_num_seqs=settings.max_sequences,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=not (settings.cuda_graphs and torch.cuda.is_available()),
-            seed=settings.seed,
-            skip_tokenizer_init=True,
-            generation_config="vllm",
-            logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
-            worker_extension_cls=EXTENSION,
-            weight_transfer_config=WeightTransferConfig(backend=settings.transfer or BACKEND),
-            enable_sleep_mode=settings.can_sleep and torch.cuda.is_available(),
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            **prefill_settings(settings.max_length),
-            **gpu_settings(settings),
-            **latent_settings(spec),
-        )
+        with building():
+            self._llm = LLM(
+                settings.model_path,
+                dtype=settings.dtype,
+                tensor_parallel_size=settings.tensor_parallel,
+                enable_expert_parallel=settings.expert_parallel,
+                max_model_len=settings.max_length,
+                max_num_seqs=settings.max_sequences,
+                gpu_memory_utilization=settings.gpu_memory_utilization,
+                enforce_eager=not (settings.cuda_graphs and torch.cuda.is_available()),
+                seed=settings.seed,
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",  # of the distribution that is sampled from
+                worker_extension_cls=EXTENSION,
+                weight_transfer_config=WeightTransferConfig(backend=settings.transfer or BACKEND),
+                enable_sleep_mode=settings.can_sleep and torch.cuda.is_available(),
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                **prefill_settings(settings.max_length),
+                **gpu_settings(settings),
+                **latent_settings(spec),
+            )
         self._llm.update_weight_version("0")
         # What is not trained does not come again either.
         untouched = untouched_parameters(spec)

@@ -14,6 +14,7 @@ from megarlhf.cluster.processes import Opener
 from megarlhf.cluster.stream_links import check_transport
 from megarlhf.config.schema import RLConfig
 from megarlhf.report.progress import Progress
+from megarlhf.startup import importing
 from megarlhf.trainer.ahead import Ahead
 from megarlhf.trainer.engine_settings import engine_settings
 from megarlhf.trainer.reward_models import start_reward_models
@@ -62,7 +63,7 @@ def rl_parts(
     """
     algorithm, note = inputs.algorithm, progress.note
     with ExitStack() as stack:
-        with progress.phase("start", setup=True):
+        with progress.phase("start", setup=True), importing():
             stack.enter_context(inputs.reward)
             placement = placement_of(config, kinds_of_models(config, algorithm))
             opened = stack.enter_context(processes(placement))
