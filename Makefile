@@ -28,7 +28,7 @@ $(STAMP): requirements/cpu.txt requirements/dev.txt setup.py
 demo: venv ## align a tiny model from start to end on this machine
 	$(VENV)/bin/megarlhf demo
 
-# Tests that start whole RL runs wait more than they compute: the others, which take as long, run beside them. (Not the
+# Tests that start whole RL runs wait more than they compute: the others, which take about as long, run beside them. (Not the
 # other way round: a shell ignores SIGINT in what it runs in the background, and with it all that is started there.)
 RUNS = $(wildcard tests/end_to_end/test_rl*.py) $(addprefix tests/end_to_end/,test_generate.py test_ppo.py)
 test: lint ## lint, then every test that this machine can run

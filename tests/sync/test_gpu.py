@@ -72,7 +72,10 @@ def link_to_sender(timeout_s):
     info = info_of(port=store.port, transport="nccl", timeout_s=timeout_s)
     process = get_context("spawn").Process(target=send, args=(info,))
     process.start()
-    yield Link(info, 0, torch.device("cuda", 0), store), process
+    try:
+        yield Link(info, 0, torch.device("cuda", 0), store), process
+    finally:
+        process.kill()
 
 
 @pytest.mark.gpu
